@@ -1,0 +1,92 @@
+"""Types shared by every layer, and the checks that give readable errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+ArrayTree = Any
+"""Pytree of arrays shaped like the parameters, leaves ``(*p)``."""
+StackedTree = Any
+"""Pytree of task gradients: the parameters' structure, leaves ``(T, *p)``."""
+LossesFn = Callable[..., Any]
+"""``losses_fn(params, *args, **kwargs) -> (T,)`` (or ``((T,), aux)``), pure JAX code."""
+State = Any
+"""Pytree of arrays carried from one step to the next."""
+
+
+class Statistics(NamedTuple):
+    """What a :class:`Weighting` may look at.
+
+    Either field may be ``None`` when the method at hand does not need it.
+    """
+
+    gram: Array | None = None
+    """Gramian ``G = J Jᵀ`` of the task gradients, ``(T, T)``, float32 or float64."""
+    losses: Array | None = None
+    """Task losses, ``(T,)``, floating point."""
+
+
+class Weighting(NamedTuple):
+    """Pair of pure functions that turns :class:`Statistics` into task weights.
+
+    ``init() -> state`` and ``update(statistics, state) -> (weights (T,), state)``; the
+    number of tasks is closed over, and all state is a pytree of arrays.
+    """
+
+    init: Callable[[], State]
+    update: Callable[[Statistics, State], tuple[Array, State]]
+
+
+class Solution(NamedTuple):
+    """Result of a solver that never raises inside ``jit`` and never returns NaN."""
+
+    value: Array
+    """The solution, or the solver's documented safe answer where ``ok`` is false."""
+    ok: Array
+    """Whether ``value`` satisfies the optimality conditions, bool ``()``."""
+    iterations: Array
+    """Iterations spent, int32 ``()``."""
+
+
+def check_num_tasks(num_tasks: Any) -> None:
+    """Raises ``ValueError`` unless ``num_tasks`` is a Python integer >= 1."""
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
+        raise ValueError(
+            f"num_tasks must be a Python integer >= 1 (it fixes shapes, so it cannot be "
+            f"an array or a schedule), got {num_tasks!r}"
+        )
+
+
+def check_range(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Raises ``ValueError`` unless the Python number ``value`` lies in the interval.
+
+    Arrays and tracers pass unchecked, so that ``optax.inject_hyperparams`` works.
+    """
+    if isinstance(value, jax.Array):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (above and below):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}")
