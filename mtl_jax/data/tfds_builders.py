@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+SPLITS = ("train", "validation", "test")
 _READ_AT_ONCE = 4096
 
 
@@ -31,7 +32,7 @@ def read_digits(prepared: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(prepared)
+    builder: Any = tfds.builder_from_directory(str(prepared))
     found = builder.info.file_format
     if found is not tfds.core.FileFormat.ARRAY_RECORD:
         raise ValueError(
@@ -61,7 +62,7 @@ def read_multi_mnist(
     import tensorflow_datasets as tfds
 
     builder_class, config_class = multi_mnist_builder()
-    builder = builder_class(
+    builder: Any = builder_class(
         config=config_class(name=_config_name(recipe), recipe=recipe),
         data_dir=cache_dir,
         file_format="array_record",
@@ -70,9 +71,12 @@ def read_multi_mnist(
         download_config=tfds.download.DownloadConfig(manual_dir=data_dir)
     )
     splits = {}
-    for name in builder.info.splits:
-        images, labels = _read(builder.as_data_source(split=name), ("image", "labels"))
-        splits[name] = (images, labels)
+    for name in SPLITS:
+        # a split without examples is not written: it reads as none of another's
+        present = name in builder.info.splits
+        rows = builder.as_data_source(split=name if present else "test[:1]")
+        images, labels = _read(rows, ("image", "labels"))
+        splits[name] = (images, labels) if present else (images[:0], labels[:0])
     return splits, builder.info.metadata["source"]
 
 
@@ -85,8 +89,8 @@ def multi_mnist_builder() -> tuple[type, type]:
     """
     import tensorflow_datasets as tfds
 
-    from mtl_jax.data.compose import OUTPUT_SIZE
     from mtl_jax.data.multi_mnist import load_multi_mnist
+    from mtl_jax.data.recipes import OUTPUT_SIZE
 
     @dataclasses.dataclass(eq=False, kw_only=True)
     class MultiMnistConfig(tfds.core.BuilderConfig):
@@ -100,8 +104,18 @@ def multi_mnist_builder() -> tuple[type, type]:
             "Put the four IDX files of each base set in manual_dir/NAME."
         )
 
+        def __init__(self, **kwargs):
+            self._source_note = tfds.core.MetadataDict()  # before _info() runs
+            super().__init__(**kwargs)
+
+        @property
+        def _recipe(self):
+            config = self.builder_config
+            assert isinstance(config, MultiMnistConfig)
+            return config.recipe
+
         def _info(self):
-            size = OUTPUT_SIZE[self.builder_config.recipe["construction"]]
+            size = OUTPUT_SIZE[self._recipe["construction"]]
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=tfds.features.FeaturesDict(
@@ -112,18 +126,18 @@ def multi_mnist_builder() -> tuple[type, type]:
                         "labels": tfds.features.Tensor(shape=(2,), dtype=np.int32),
                     }
                 ),
-                metadata=tfds.core.MetadataDict(),
+                metadata=self._source_note,
                 disable_shuffling=True,
             )
 
         def _split_generators(self, dl_manager):
-            data = load_multi_mnist(
-                data_dir=dl_manager.manual_dir, **self.builder_config.recipe
-            )
-            self.info.metadata["source"] = data.source
+            folder = str(dl_manager.manual_dir)
+            data = load_multi_mnist(data_dir=folder, **self._recipe)
+            self._source_note["source"] = data.source
             return {
-                name: self._generate_examples(getattr(data, name))
-                for name in ("train", "validation", "test")
+                name: self._generate_examples(split)
+                for name in SPLITS
+                if len((split := getattr(data, name)).labels)
             }
 
         def _generate_examples(self, split):

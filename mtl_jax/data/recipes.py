@@ -115,9 +115,7 @@ def shrink_bilinear(canvas: np.ndarray, size: int) -> np.ndarray:
     the border are mirrored.
     """
     matrix = _bilinear_matrix(size)
-    # 1e-10 undoes float rounding below whole numbers before the truncation; the
-    # smallest true gap, made by the Gaussian's tail, is about 1e-9.
-    return (matrix @ canvas.astype(np.float64) @ matrix.T + 1e-10).astype(np.uint8)
+    return (matrix @ canvas.astype(np.float64) @ matrix.T).astype(np.uint8)
 
 
 def _bilinear_matrix(size: int) -> np.ndarray:
