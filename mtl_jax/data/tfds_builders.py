@@ -45,7 +45,7 @@ def read_digits(prepared: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_multi_mnist(
     cache_dir: Path, data_dir: Path, recipe: dict[str, Any]
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
+) -> tuple[dict[str, list[np.ndarray]], str]:
     """Reads a MultiMNIST set from ``cache_dir``, after preparing it if it is missing.
 
     The recipe names the prepared folder; the base files do not, so remove the folder
@@ -57,10 +57,17 @@ def read_multi_mnist(
         recipe: the other arguments of :func:`mtl_jax.data.load_multi_mnist`.
 
     Returns:
-        ``{split: (images, labels)}`` and the sentence on the set's source.
+        ``{split: [images, labels]}`` and the sentence on the set's source.
+
+    Raises:
+        FileNotFoundError: there is no ``data_dir``, or a base set is not in it.
     """
     import tensorflow_datasets as tfds
 
+    if not data_dir.is_dir():
+        raise FileNotFoundError(
+            f"data_dir {data_dir} does not exist; pass the folder with the base sets"
+        )
     builder_class, config_class = multi_mnist_builder()
     builder: Any = builder_class(
         config=config_class(name=_config_name(recipe), recipe=recipe),
@@ -70,13 +77,16 @@ def read_multi_mnist(
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=data_dir)
     )
-    splits = {}
+    features, splits = builder.info.features, {}
     for name in SPLITS:
-        # a split without examples is not written: it reads as none of another's
-        present = name in builder.info.splits
-        rows = builder.as_data_source(split=name if present else "test[:1]")
-        images, labels = _read(rows, ("image", "labels"))
-        splits[name] = (images, labels) if present else (images[:0], labels[:0])
+        if name in builder.info.splits:
+            rows = builder.as_data_source(split=name)
+            splits[name] = _read(rows, ("image", "labels"))
+        else:  # a split without examples is not written
+            splits[name] = [
+                np.zeros((0, *features[key].shape), features[key].np_dtype)
+                for key in ("image", "labels")
+            ]
     return splits, builder.info.metadata["source"]
 
 
@@ -135,9 +145,9 @@ def multi_mnist_builder() -> tuple[type, type]:
             data = load_multi_mnist(data_dir=folder, **self._recipe)
             self._source_note["source"] = data.source
             return {
-                name: self._generate_examples(split)
+                name: self._generate_examples(getattr(data, name))
                 for name in SPLITS
-                if len((split := getattr(data, name)).labels)
+                if len(getattr(data, name).labels)
             }
 
         def _generate_examples(self, split):
