@@ -19,14 +19,14 @@ def compose(
 ) -> np.ndarray:
     """Pastes ``right`` below and to the right of ``left``, by a published recipe.
 
-    ================== ================= ================= ======= ====================
-    construction       left corner       right corner      overlap to 28x28 (14x14)
-    ================== ================= ================= ======= ====================
-    ``mgda``           0                 6                 max     nearest
-    ``exploration``    random 0..4       random 4..8       sum     nearest
-    ``exploration_14`` random 0..3       random 5..8       sum     nearest, to 14x14
-    ``mdmtn``          0                 6                 max     bilinear, antialiased
-    ================== ================= ================= ======= ====================
+    ================== ============= ============= ======= =====================
+    construction       left corner   right corner  overlap resampling
+    ================== ============= ============= ======= =====================
+    ``mgda``           0             6             max     nearest
+    ``exploration``    random, 0..4  random, 4..8  sum     nearest
+    ``exploration_14`` random, 0..3  random, 5..8  sum     nearest, to 14x14
+    ``mdmtn``          0             6             max     bilinear, antialiased
+    ================== ============= ============= ======= =====================
 
     Args:
         construction: ``"mgda"`` (Sener & Koltun 2018, arXiv 1810.04650),
