@@ -34,12 +34,14 @@ class Statistics(NamedTuple):
 class Weighting(NamedTuple):
     """Pair of pure functions that turns :class:`Statistics` into task weights.
 
-    ``init() -> state`` and ``update(statistics, state) -> (weights (T,), state)``; the
-    number of tasks is closed over, and all state is a pytree of arrays.
+    ``init() -> state`` and ``update(statistics, state) -> (weights (T,), state)``; all
+    state is a pytree of arrays.
     """
 
     init: Callable[[], State]
     update: Callable[[Statistics, State], tuple[Array, State]]
+    num_tasks: int
+    """Number of tasks ``T``; fixes the shape of whatever carries the weights."""
 
 
 class Solution(NamedTuple):

@@ -1,0 +1,39 @@
+"""Multi-task and multi-objective learning as composable optax transformations.
+
+Every method is an ``optax.GradientTransformation`` that turns task gradients, stacked on a
+leading axis by :func:`value_and_task_grads`, into one update::
+
+    tx = optax.chain(mtl_jax.nash_mtl(num_tasks=2), optax.adam(1e-3))
+    (losses, task_grads) = mtl_jax.value_and_task_grads(losses_fn)(params, batch)
+    updates, state = tx.update(task_grads, state, params, losses=losses)
+"""
+
+from mtl_jax import solvers as solvers
+from mtl_jax import tree as tree
+from mtl_jax import weighting as weighting
+from mtl_jax._types import Statistics as Statistics
+from mtl_jax._types import Weighting as Weighting
+from mtl_jax.gradients import value_and_task_grads as value_and_task_grads
+from mtl_jax.registry import METHODS as METHODS
+from mtl_jax.registry import MethodSpec as MethodSpec
+from mtl_jax.registry import build as build
+from mtl_jax.registry import build_weighting as build_weighting
+from mtl_jax.transforms import AggregateState as AggregateState
+from mtl_jax.transforms import aggregate as aggregate
+from mtl_jax.transforms import aligned_mtl as aligned_mtl
+from mtl_jax.transforms import cagrad as cagrad
+from mtl_jax.transforms import dwa as dwa
+from mtl_jax.transforms import graddrop as graddrop
+from mtl_jax.transforms import gradnorm as gradnorm
+from mtl_jax.transforms import imtl_g as imtl_g
+from mtl_jax.transforms import ls as ls
+from mtl_jax.transforms import mgda as mgda
+from mtl_jax.transforms import nash_mtl as nash_mtl
+from mtl_jax.transforms import normalize as normalize
+from mtl_jax.transforms import pcgrad as pcgrad
+from mtl_jax.transforms import rlw as rlw
+from mtl_jax.transforms import si as si
+from mtl_jax.transforms import upgrad as upgrad
+from mtl_jax.transforms import uw as uw
+
+__version__ = "0.1.0"

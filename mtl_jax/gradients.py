@@ -1,0 +1,172 @@
+"""Sources of task gradients: parameters and a batch in, losses and ``(T, *p)`` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtl_jax import tree
+from mtl_jax._types import Array, LossesFn, StackedTree, check_choice
+
+STRATEGIES = ("auto", "vmap", "unroll", "map")
+
+
+def value_and_task_grads(
+    losses_fn: LossesFn,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    strategy: str = "auto",
+    heads: tree.HeadsSpec = None,
+) -> Callable[..., tuple[Any, StackedTree]]:
+    r"""Creates a function that returns the task losses and the task gradients.
+
+    The counterpart of :func:`jax.value_and_grad` for a function of ``T`` losses: row
+    ``t`` of the result is :math:`g_t = \nabla_\theta L_t`. One forward pass is shared by
+    all tasks; only the pull-backs differ between the strategies.
+
+    Args:
+        losses_fn: ``losses_fn(params, *args, **kwargs) -> losses`` with ``losses`` of
+            shape ``(T,)`` (or ``(losses, aux)`` with ``has_aux=True``), pure JAX code.
+        argnums: which positional argument(s) to differentiate, as in ``jax.grad``.
+        has_aux: whether ``losses_fn`` returns a pair ``(losses, aux)``.
+        strategy: how the ``T`` pull-backs run:
+
+            * ``"vmap"``: one batched pull-back; fastest on accelerators, and on CPUs
+              for networks of matrix products. Memory ``T`` times the activations.
+            * ``"unroll"``: ``T`` pull-backs one after another in one program; fastest on
+              CPUs for networks with ``lax`` convolutions. Compile time grows with ``T``.
+            * ``"map"``: a ``lax.map`` loop, the activations' memory only once.
+            * ``"auto"``: see :func:`choose_strategy`.
+        heads: task-specific parameters, a bool mask or a path predicate (see
+            ``tree.HeadsSpec``). Their leaves come back summed over the tasks with shape
+            ``(1, *p)`` instead of ``(T, *p)``: one more pull-back, but no ``T`` copies.
+            Pass the same ``heads`` to :func:`mtl_jax.aggregate`.
+
+    Returns:
+        A function with the arguments of ``losses_fn`` returning ``(losses, task_grads)``,
+        or ``((losses, aux), task_grads)`` with ``has_aux=True``. ``task_grads`` has the
+        structure of the differentiated argument(s), leaves ``(T, *p)``.
+
+    Raises:
+        ValueError: for an unknown strategy, or (when called) if ``losses_fn`` does not
+            return a floating point vector.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> def losses_fn(x):
+        ...     return jnp.stack([jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)])
+        >>> losses, task_grads = value_and_task_grads(losses_fn)(jnp.zeros(2))
+        >>> print(task_grads)
+        [[-2. -2.]
+         [ 2.  2.]]
+    """
+    check_choice("strategy", strategy, STRATEGIES)
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    def value_and_task_grads_fn(*args: Any, **kwargs: Any) -> tuple[Any, StackedTree]:
+        split, join = _splitter(tuple(args[i] for i in positions), heads)
+
+        def losses_of(shared: list[Array], head: list[Array]) -> Any:
+            full = list(args)
+            for i, value in zip(positions, join(shared, head), strict=True):
+                full[i] = value
+            output = losses_fn(*full, **kwargs)
+            losses, aux = output if has_aux else (output, None)
+            check_losses(losses)
+            return losses, aux
+
+        losses, pullback, aux = jax.vjp(losses_of, *split, has_aux=True)
+        num_tasks = losses.shape[0]
+        shared_grads = _stacked_pullback(
+            lambda cotangent: pullback(cotangent)[0], losses, strategy
+        )
+        head_grads = []
+        if split[1]:
+            summed = pullback(jnp.ones(num_tasks, losses.dtype))[1]
+            head_grads = [leaf[None] for leaf in summed]
+        grads = join(shared_grads, head_grads)
+        value = (losses, aux) if has_aux else losses
+        return value, grads[0] if isinstance(argnums, int) else grads
+
+    return value_and_task_grads_fn
+
+
+def choose_strategy(pullback: Callable[[Array], Any], losses: Array) -> str:
+    """Returns what ``strategy="auto"`` picks for a pull-back on the default backend.
+
+    Measured (``docs/measurements.md``): on accelerators the batched pull-back wins. XLA's
+    CPU backend runs a batched pull-back of a convolution up to 2x slower than ``T``
+    separate ones, while networks of matrix products gain from the batch; so on a CPU
+    the answer depends on whether the pull-back contains a convolution.
+    """
+    if jax.default_backend() != "cpu":
+        return "vmap"
+    jaxpr = jax.make_jaxpr(pullback)(jnp.ones_like(losses))
+    return "unroll" if "conv_general_dilated" in _primitives(jaxpr.jaxpr) else "vmap"
+
+
+def check_losses(losses: Any) -> None:
+    """Raises ``ValueError`` unless ``losses`` is a floating point vector ``(T,)``."""
+    if not isinstance(losses, jax.Array):
+        raise ValueError(
+            f"losses_fn must return one array of shape (T,), got {type(losses).__name__}; "
+            "stack the task losses with jnp.stack([...]) (and pass has_aux=True if "
+            "losses_fn also returns auxiliary outputs)"
+        )
+    if losses.ndim != 1 or not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(
+            "losses_fn must return floating point losses of shape (T,), one per task, "
+            f"got shape {losses.shape} and dtype {losses.dtype}"
+        )
+
+
+def _splitter(targets: tuple, heads: tree.HeadsSpec) -> tuple[tuple, Callable]:
+    """Splits the differentiated arguments into shared and head leaves.
+
+    Returns ``((shared, head), join)``; ``join(shared, head)`` undoes the split.
+    """
+    # A single argument is the tree that the mask describes; several form a tuple.
+    marked = tree.resolve_heads(heads, targets[0] if len(targets) == 1 else targets)
+    leaves, structure = jax.tree.flatten(targets)
+    marks = [False] * len(leaves) if marked is None else jax.tree.leaves(marked)
+
+    def join(shared: Sequence[Any], head: Sequence[Any]) -> Any:
+        shared_leaves, head_leaves = iter(shared), iter(head)
+        merged = [next(head_leaves if mark else shared_leaves) for mark in marks]
+        return jax.tree.unflatten(structure, merged)
+
+    shared = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
+    head = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
+    return (shared, head), join
+
+
+def _stacked_pullback(
+    pullback: Callable[[Array], list[Array]], losses: Array, strategy: str
+) -> list[Array]:
+    """Pulls back the ``T`` unit cotangents and stacks the results on axis 0."""
+    if strategy == "auto":
+        strategy = choose_strategy(pullback, losses)
+    cotangents = jnp.eye(losses.shape[0], dtype=losses.dtype)
+    if strategy == "vmap":
+        return jax.vmap(pullback)(cotangents)
+    if strategy == "map":
+        return lax.map(pullback, cotangents)
+    rows = [pullback(cotangent) for cotangent in cotangents]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of all primitives in a jaxpr, inner ones included."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                names |= _primitives(inner)
+    return names

@@ -1,0 +1,19 @@
+"""Optax transformations over stacked task gradients."""
+
+from mtl_jax.transforms.aggregate import AggregateState as AggregateState
+from mtl_jax.transforms.aggregate import aggregate as aggregate
+from mtl_jax.transforms.graddrop import graddrop as graddrop
+from mtl_jax.transforms.methods import aligned_mtl as aligned_mtl
+from mtl_jax.transforms.methods import cagrad as cagrad
+from mtl_jax.transforms.methods import dwa as dwa
+from mtl_jax.transforms.methods import gradnorm as gradnorm
+from mtl_jax.transforms.methods import imtl_g as imtl_g
+from mtl_jax.transforms.methods import ls as ls
+from mtl_jax.transforms.methods import mgda as mgda
+from mtl_jax.transforms.methods import nash_mtl as nash_mtl
+from mtl_jax.transforms.methods import pcgrad as pcgrad
+from mtl_jax.transforms.methods import rlw as rlw
+from mtl_jax.transforms.methods import si as si
+from mtl_jax.transforms.methods import upgrad as upgrad
+from mtl_jax.transforms.methods import uw as uw
+from mtl_jax.transforms.normalize import normalize as normalize

@@ -1,0 +1,52 @@
+"""Every weighting as a transformation: ``mtl_jax.NAME(num_tasks, *, ...)``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import optax
+
+from mtl_jax import weighting
+from mtl_jax._types import Weighting
+from mtl_jax.transforms.aggregate import aggregate
+
+P = ParamSpec("P")
+
+
+def _lift(
+    factory: Callable[P, Weighting],
+) -> Callable[P, optax.GradientTransformationExtraArgs]:
+    """Returns the factory of the transformation that a weighting's factory stands for."""
+
+    @functools.wraps(factory)
+    def method(
+        *args: P.args, **kwargs: P.kwargs
+    ) -> optax.GradientTransformationExtraArgs:
+        return aggregate(factory(*args, **kwargs))
+
+    name = factory.__name__
+    summary, _, rest = (factory.__doc__ or "").partition("\n\n")
+    method.__module__ = __name__
+    method.__doc__ = (
+        f"{summary}\n\n    A transformation from task gradients ``(T, *p)`` to one update "
+        f"``(*p)``:\n    :func:`mtl_jax.aggregate` of :func:`mtl_jax.weighting.{name}`, "
+        f"documented as follows.\n\n{rest}"
+    )
+    return method
+
+
+aligned_mtl = _lift(weighting.aligned_mtl)
+cagrad = _lift(weighting.cagrad)
+dwa = _lift(weighting.dwa)
+gradnorm = _lift(weighting.gradnorm)
+imtl_g = _lift(weighting.imtl_g)
+ls = _lift(weighting.ls)
+mgda = _lift(weighting.mgda)
+nash_mtl = _lift(weighting.nash_mtl)
+pcgrad = _lift(weighting.pcgrad)
+rlw = _lift(weighting.rlw)
+si = _lift(weighting.si)
+upgrad = _lift(weighting.upgrad)
+uw = _lift(weighting.uw)

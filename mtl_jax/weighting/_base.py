@@ -1,0 +1,126 @@
+"""What every weighting shares: access to the statistics, states, solver wrapping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax._types import (
+    Array,
+    Solution,
+    State,
+    Statistics,
+    Weighting,
+    check_num_tasks,
+)
+
+
+class EmptyState(NamedTuple):
+    """State of a weighting that remembers nothing."""
+
+
+class SolverState(NamedTuple):
+    """State of a weighting that solves a problem at every step."""
+
+    fallbacks: Array
+    """How often the solver failed and its safe answer was used, int32 ``()``."""
+
+
+def gram_of(statistics: Statistics, num_tasks: int, method: str) -> Array:
+    """Returns the Gramian, ``(T, T)``, at least float32.
+
+    Raises:
+        ValueError: if it is missing or has another shape.
+    """
+    gram = statistics.gram
+    if gram is None:
+        raise ValueError(
+            f"{method} needs the Gramian of the task gradients: pass "
+            "Statistics(gram=...), e.g. from mtl_jax.tree.gram(task_grads)"
+        )
+    return _checked("the Gramian", gram, (num_tasks, num_tasks))
+
+
+def losses_of(statistics: Statistics, num_tasks: int, method: str) -> Array:
+    """Returns the losses, ``(T,)``, at least float32.
+
+    Raises:
+        ValueError: if they are missing or have another shape.
+    """
+    if statistics.losses is None:
+        raise ValueError(
+            f"{method} needs the task losses: call update(task_grads, state, params, "
+            "losses=losses) with losses of shape (num_tasks,)"
+        )
+    return _checked("losses", statistics.losses, (num_tasks,))
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    array = jnp.asarray(value)
+    if array.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape} for {shape[0]} tasks, got {array.shape}"
+        )
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def static_weights(
+    name: str,
+    weights: Sequence[float] | Array | None,
+    num_tasks: int,
+    default: float,
+) -> np.ndarray | Array:
+    """Returns given task weights as an array ``(T,)``, or ``default`` everywhere.
+
+    Raises:
+        ValueError: unless there are ``T`` finite numbers.
+    """
+    if weights is None:
+        return np.full(num_tasks, default, np.float32)
+    if isinstance(weights, jax.Array):
+        if weights.shape != (num_tasks,):
+            raise ValueError(
+                f"{name} must have shape ({num_tasks},), got {weights.shape}"
+            )
+        return weights
+    array = np.asarray(weights, np.float64)
+    if array.shape != (num_tasks,) or not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} must be {num_tasks} finite numbers, one per task, got {weights!r}"
+        )
+    return array
+
+
+def stateless(num_tasks: int, weights_of: Callable[[Statistics], Array]) -> Weighting:
+    """Wraps a pure function of the statistics."""
+    check_num_tasks(num_tasks)
+
+    def update(statistics: Statistics, state: State) -> tuple[Array, State]:
+        return weights_of(statistics), state
+
+    return Weighting(EmptyState, update, num_tasks)
+
+
+def from_solver(num_tasks: int, solve: Callable[[Statistics], Solution]) -> Weighting:
+    """Wraps a solver of the statistics; its state counts the fallbacks."""
+    check_num_tasks(num_tasks)
+
+    def init() -> SolverState:
+        return SolverState(jnp.zeros([], jnp.int32))
+
+    def update(statistics: Statistics, state: State) -> tuple[Array, State]:
+        solution = solve(statistics)
+        failed = (~solution.ok).astype(jnp.int32)
+        return solution.value, SolverState(state.fallbacks + failed)
+
+    return Weighting(init, update, num_tasks)
+
+
+def guarded(weights: Array, valid: Array, safe: Array) -> Solution:
+    """Returns ``weights`` where ``valid`` and all finite, else ``safe``, as a solution."""
+    ok = valid & jnp.isfinite(weights).all()
+    return Solution(jnp.where(ok, weights, safe), ok, jnp.zeros([], jnp.int32))
