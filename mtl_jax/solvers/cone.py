@@ -12,11 +12,15 @@ from mtl_jax.solvers.active_set import check_gram, scale_gram
 
 
 class _Loop(NamedTuple):
-    tableau: Array  # (K, T, T), C swept on the free set; its diagonal is not kept
-    diagonal: Array  # (K, T), the swept diagonal
-    gradient: Array  # (K, T), C(l+x) off the free set, minus the minimiser on it
-    excess: Array  # (K, T), feasible x >= 0
-    free: Array  # (K, T), bool: where x may be positive
+    """State of the ``K`` problems, which lie on the last axis: XLA vectorises it."""
+
+    tableau: Array  # (T, T, K), C swept on the free set, except its diagonal
+    diagonal: Array  # (T, K), the swept diagonal
+    gradient: Array  # (T, K), C(x + anchor) off the free set, minus the target x on it
+    excess: Array  # (T, K), x: feasible, only free entries are positive
+    free: Array  # (T, K), bool
+    column: Array
+    scaled_column: Array
     iterations: Array
     moved: Array
 
@@ -76,41 +80,43 @@ def dual_cone_weights(gram: Array, lower: Array) -> Solution:
     cosines = jnp.where(diagonal, 1, scaled.cosines)
 
     # Norms relative to the largest, then bounds of order one: no product overflows.
-    norms = jnp.where(scaled.nonzero, scaled.norms / jnp.max(scaled.norms), 1)
-    bounds = jnp.atleast_2d(lower)
+    norms = jnp.where(scaled.nonzero, scaled.norms / jnp.max(scaled.norms), 1)[:, None]
+    bounds = jnp.atleast_2d(lower).T
     finite = scaled.finite & jnp.all(jnp.isfinite(bounds))
-    anchor = jnp.where(scaled.nonzero & finite, bounds * norms, 0)
-    scale = jnp.max(jnp.abs(anchor), axis=1, keepdims=True)
+    usable = jnp.broadcast_to(scaled.nonzero[:, None] & finite, bounds.shape)
+    anchor = jnp.where(usable, bounds * norms, 0)
+    scale = jnp.max(jnp.abs(anchor), axis=0, keepdims=True)
     anchor = anchor / jnp.where(scale > 0, scale, 1)
 
     excess, iterations = _active_set(cosines, anchor)
-    gradient = jnp.matmul(anchor + excess, cosines, precision="highest")
-    noise = 32 * eps * jnp.sum(jnp.abs(anchor) + excess, axis=1, keepdims=True)
+    gradient = jnp.matmul(cosines, anchor + excess, precision="highest")
+    noise = 32 * eps * jnp.sum(jnp.abs(anchor) + excess, axis=0, keepdims=True)
     slack = jnp.where(excess > 0, -jnp.abs(gradient), gradient)
-    value = bounds + jnp.where(scaled.nonzero, excess * (scale / norms), 0)
+    value = bounds + jnp.where(usable, excess * (scale / norms), 0)
     finite &= jnp.all(jnp.isfinite(value))
     return Solution(
-        jnp.where(finite, value, bounds).reshape(lower.shape),
+        jnp.where(finite, value, bounds).T.reshape(lower.shape),
         finite & jnp.all(slack >= -noise),
         iterations,
     )
 
 
 def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
-    """Minimises ``x'Cx + 2 x'Ca`` over ``x >= 0`` for every row ``a`` of ``anchor``."""
-    count, num_tasks = anchor.shape
+    """Minimises ``x'Cx + 2 x'Ca`` over ``x >= 0`` for each column ``a`` of ``anchor``."""
+    num_tasks, count = anchor.shape
     dtype = cosines.dtype
     eps = float(jnp.finfo(dtype).eps)
-    conflict_floor = 8 * eps * jnp.sum(jnp.abs(anchor), axis=1, keepdims=True)
+    conflict_floor = 8 * eps * jnp.sum(jnp.abs(anchor), axis=0, keepdims=True)
     dependence_floor = 32 * eps
     max_iterations = 4 * num_tasks + 10
-    index = lax.broadcasted_iota(jnp.int32, (count, num_tasks), 1)
+    index = lax.broadcasted_iota(jnp.int32, anchor.shape, 0)
 
     def body(loop: _Loop) -> _Loop:
-        tableau, diagonal, gradient, x, free, _, _ = loop
+        tableau, diagonal, gradient, x, free, column, scaled_column, _, _ = loop
+        tableau = tableau - column[:, None, :] * scaled_column[None, :, :]
         target = jnp.where(free, -gradient, 0)
         negative = free & (target < 0)
-        feasible = ~jnp.any(negative, axis=1, keepdims=True)
+        feasible = ~jnp.any(negative, axis=0, keepdims=True)
 
         # One key chooses the pivot: the first free task to turn negative on the way to
         # the target (key in [-2, -1]), or the task most in conflict at the target.
@@ -118,9 +124,9 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
         conflict = jnp.where(barred, 0, jnp.minimum(gradient + conflict_floor, 0))
         ratio = x / jnp.where(negative, x - target, 1)
         key = jnp.where(feasible, conflict, jnp.where(negative, ratio - 2, 0))
-        lowest = jnp.min(key, axis=1, keepdims=True)
+        lowest = jnp.min(key, axis=0, keepdims=True)
         first = jnp.min(
-            jnp.where(key == lowest, index, num_tasks - 1), axis=1, keepdims=True
+            jnp.where(key == lowest, index, num_tasks - 1), axis=0, keepdims=True
         )
         moves = lowest < 0
         pivot = (index == first) & moves
@@ -131,18 +137,20 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
         # The symmetric sweep and its inverse differ by a sign; both are one rank-one
         # update once the pivot's own entry of the column is shifted by it.
         sign = jnp.where(free, -1, 1).astype(dtype)
-        at_pivot = jnp.sum(jnp.where(pivot, diagonal, 0), axis=1, keepdims=True)
+        at_pivot = jnp.sum(jnp.where(pivot, diagonal, 0), axis=0, keepdims=True)
         inverse = jnp.where(moves, 1 / jnp.where(moves, at_pivot, 1), 0)
-        column = jnp.take_along_axis(tableau, first[:, :, None], axis=1)[:, 0]
+        column = jnp.take_along_axis(tableau, first[:, None, :], axis=0)[0]
         column = jnp.where(pivot, at_pivot - sign, column)
-        at_pivot = jnp.sum(jnp.where(pivot, gradient, 0), axis=1, keepdims=True)
         scaled_column = column * inverse
+        at_pivot = jnp.sum(jnp.where(pivot, gradient, 0), axis=0, keepdims=True)
         return _Loop(
-            tableau - column[:, :, None] * scaled_column[:, None, :],
+            tableau,
             diagonal - column * scaled_column - jnp.where(pivot, 2 * sign, 0),
             gradient - scaled_column * at_pivot,
             x,
             free ^ pivot,
+            column,
+            scaled_column,
             loop.iterations + 1,
             jnp.any(moves),
         )
@@ -150,28 +158,30 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
     def unfinished(loop: _Loop) -> Array:
         return loop.moved & (loop.iterations < max_iterations)
 
-    gradient = jnp.matmul(anchor, cosines, precision="highest")
+    gradient = jnp.matmul(cosines, anchor, precision="highest")
     loop = lax.while_loop(
         unfinished,
         body,
         _Loop(
-            jnp.broadcast_to(cosines, (count, num_tasks, num_tasks)),
+            jnp.broadcast_to(cosines[:, :, None], (num_tasks, num_tasks, count)),
             jnp.ones_like(gradient),
             gradient,
             jnp.zeros_like(gradient),
             jnp.zeros(gradient.shape, bool),
+            jnp.zeros_like(gradient),
+            jnp.zeros_like(gradient),
             jnp.asarray(0, jnp.int32),
             jnp.asarray(True),
         ),
     )
 
     # The tableau holds minus the inverse on the free set: refine with a fresh gradient.
-    fresh = jnp.matmul(anchor + loop.excess, cosines, precision="highest")
+    fresh = jnp.matmul(cosines, anchor + loop.excess, precision="highest")
     fresh = jnp.where(loop.free, fresh, 0)
-    off_diagonal = ~jnp.eye(num_tasks, dtype=bool)
-    inverse = jnp.where(off_diagonal, loop.tableau, 0)
-    change = jnp.einsum("kij,kj->ki", inverse, fresh, precision="highest")
-    change = change + loop.diagonal * fresh
-    return jnp.where(
-        loop.free, jnp.maximum(loop.excess + change, 0), 0
-    ), loop.iterations
+
+    def add_column(task: Array, total: Array) -> Array:
+        column = jnp.where(index == task, loop.diagonal, loop.tableau[task])
+        return total + column * fresh[task][None, :]
+
+    refined = lax.fori_loop(0, num_tasks, add_column, loop.excess)
+    return jnp.maximum(jnp.where(loop.free, refined, 0), 0), loop.iterations
