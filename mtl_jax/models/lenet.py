@@ -28,14 +28,14 @@ class LeNet(nn.Module):
     ``mgda``   50 -> 50, ReLU, classes  21,330  3,060      27,450
     ========== ======================== ======= ========== ======
 
-    ``small`` is the network of continuous Pareto exploration (arXiv:2006.16434, released
-    code) and the hard-sharing one of MDMTN (arXiv:2308.12243); ``mgda`` is that of
-    MGDA-UB (arXiv:1810.04650, released code). The parameters are
+    ``small`` is the network of continuous Pareto exploration (arXiv:2006.16434) and the
+    hard-sharing one of MDMTN (arXiv:2308.12243); ``mgda`` is that of MGDA-UB
+    (arXiv:1810.04650); all as in the released codes. The parameters are
     ``{"encoder": ..., "heads": ...}``, so ``lambda path: path.startswith("heads/")``
-    marks the task-specific ones. The heads of all tasks are stacked, leaves ``(T, ...)``:
-    one batched product serves any ``T``, and 40 tasks compile as fast as two.
-    :class:`Encoder` and :class:`Heads` also work alone, on ``params["encoder"]`` and
-    ``params["heads"]``.
+    marks the task-specific ones. The heads of all tasks are stacked, leaves
+    ``(T, ...)``: one batched product serves any ``T``, and 40 tasks compile as fast as
+    two. :class:`Encoder` and :class:`Heads` also work alone, on ``params["encoder"]``
+    and ``params["heads"]``.
 
     Args:
         num_tasks: the number of tasks ``T``.
