@@ -106,12 +106,12 @@ def aggregate(
 
     def update_fn(
         updates: StackedTree,
-        state: AggregateState,
+        state: State,
         params: ArrayTree | None = None,
         *,
         losses: Array | None = None,
         **extra_args: Any,
-    ) -> tuple[ArrayTree, AggregateState]:
+    ) -> tuple[ArrayTree, State]:
         del params, extra_args
         marks = tree.resolve_heads(heads, updates)
         tree.check_stacked(updates, num_tasks, marks)
@@ -137,7 +137,7 @@ def aggregate(
             )
         return combined, new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _apply_policy(

@@ -13,6 +13,7 @@ from mtl_jax._types import (
     Array,
     ArrayTree,
     StackedTree,
+    State,
     check_num_tasks,
     check_range,
 )
@@ -70,10 +71,10 @@ def graddrop(
 
     def update_fn(
         updates: StackedTree,
-        state: GraddropState,
+        state: State,
         params: ArrayTree | None = None,
         **extra_args: Any,
-    ) -> tuple[ArrayTree, GraddropState]:
+    ) -> tuple[ArrayTree, State]:
         del params, extra_args
         tree.check_stacked(updates, num_tasks)
         next_key, draw_key = jax.random.split(state.key)

@@ -11,6 +11,7 @@ from mtl_jax._types import (
     Array,
     ArrayTree,
     StackedTree,
+    State,
     Statistics,
     check_choice,
     check_num_tasks,
@@ -61,12 +62,12 @@ def normalize(
 
     def update_fn(
         updates: StackedTree,
-        state: optax.EmptyState,
+        state: State,
         params: ArrayTree | None = None,
         *,
         losses: Array | None = None,
         **extra_args: Any,
-    ) -> tuple[StackedTree, optax.EmptyState]:
+    ) -> tuple[StackedTree, State]:
         del params, extra_args
         tree.check_stacked(updates, num_tasks)
         if kind == "none":
@@ -79,4 +80,4 @@ def normalize(
         scales = normalization_scales(kind, norms, losses)
         return tree.scale_tasks(1 / scales, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
