@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax.linalg import cholesky, triangular_solve
 
 from mtl_jax._types import Array
 
@@ -52,7 +53,8 @@ def scale_gram(gram: Array) -> ScaledGram:
 
 
 class _Loop(NamedTuple):
-    weights: Array
+    z: Array
+    step: Array
     support: Array
     value: Array
     best: Array
@@ -64,7 +66,7 @@ class _Loop(NamedTuple):
 
 def minimise_on_simplex(
     gram: ScaledGram, linear: Array, radius: Array, max_iterations: int
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     r"""Minimises ``linear'z + radius * sqrt(z'Cz)`` over ``z >= 0, inverse_norms'z = 1``.
 
     With ``linear = 0`` this is the min-norm point. On a support ``S`` the minimiser over
@@ -84,95 +86,105 @@ def minimise_on_simplex(
         max_iterations: bound on the number of ``T x T`` factorisations.
 
     Returns:
-        ``(z, iterations)``; ``z`` is feasible whenever any row is non-zero.
+        ``(z, λ, iterations)``. ``z`` is feasible whenever any row is non-zero; ``λ`` is
+        ``sqrt(z'Cz) / radius`` at the optimum, and still meaningful where ``z'Cz`` is
+        zero to working precision.
     """
     cosines, inverse_norms, free = gram.cosines, gram.inverse_norms, gram.nonzero
-    num_tasks = free.shape[0]
-    dtype = cosines.dtype
+    num_tasks, dtype = free.shape[0], cosines.dtype
     eps = float(jnp.finfo(dtype).eps)
+    tiny = float(jnp.finfo(dtype).tiny)
     huge = float(jnp.finfo(dtype).max) ** 0.75
+    identity = jnp.eye(num_tasks, dtype=dtype)
+    rows = jnp.stack([inverse_norms, linear])
+    # Everything that is wanted of a candidate comes out of one product.
+    columns = jnp.concatenate([cosines, rows.T, jnp.ones_like(rows[:1]).T], axis=1)
     linear_scale = jnp.max(jnp.abs(linear))
-
-    def norm(z):
-        return jnp.sqrt(jnp.maximum(z @ (cosines @ z), 0))
-
-    def value_of(z):
-        return linear @ z + radius * norm(z)
+    q_floor = (8 * num_tasks * eps * linear_scale) ** 2  # q'Cq below is rounding
 
     def hull_minimiser(support, ridge):
-        inside = support[:, None] & support[None, :]
-        matrix = jnp.where(inside, cosines, 0)
-        diagonal = jnp.where(support, ridge, 1)
-        factor = jax.scipy.linalg.cho_factor(matrix + jnp.diag(diagonal), lower=True)
-        right = jnp.stack([inverse_norms, linear], axis=1) * support[:, None]
-        solved = jax.scipy.linalg.cho_solve(factor, right)
+        mask = support.astype(dtype)
+        matrix = cosines * mask[:, None] * mask[None, :]
+        factor = cholesky(
+            matrix + identity * jnp.where(support, ridge, 1)[:, None],
+            symmetrize_input=False,
+        )
+
+        def solve(right):
+            half = triangular_solve(factor, right, left_side=True, lower=True)
+            return triangular_solve(
+                factor, half, left_side=True, lower=True, transpose_a=True
+            )
+
+        right = rows.T * mask[:, None]
+        solved = solve(right)
         # One refinement step against the matrix without ridge removes the ridge's bias.
-        solved = solved + jax.scipy.linalg.cho_solve(factor, right - matrix @ solved)
+        solved = solved + solve(right - matrix @ solved)
         along = inverse_norms @ solved
-        p = solved[:, 0] / along[0]
-        q = along[1] * p - solved[:, 1]
-        square = jnp.stack([p, q]) @ cosines @ jnp.stack([p, q], axis=1)
-        # Below these floors a square is rounding error.
-        p_square = jnp.maximum(square[0, 0], eps * (p @ p))
-        q_square = jnp.maximum(square[1, 1], 0)
-        moves = q_square > (8 * num_tasks * eps * linear_scale) ** 2
-        gap = radius**2 - jnp.where(moves, q_square, 0)
-        step = jnp.where(gap > 0, jnp.sqrt(p_square / jnp.where(gap > 0, gap, 1)), huge)
-        target = p + jnp.where(moves, jnp.minimum(step, huge) * q, 0)
-        return target, jnp.all(jnp.isfinite(target)) & (along[0] > 0)
+        p_square = 1 / along[0]
+        slope = along[1] * p_square
+        p = solved[:, 0] * p_square
+        q = solved[:, 0] * slope - solved[:, 1]
+        q_square = q @ (matrix @ q)  # -linear'q too, but that cancels for small q
+        q_square = jnp.where(q_square > q_floor, q_square, 0)
+        gap = jnp.maximum(radius**2 - q_square, tiny)
+        step = jnp.minimum(jnp.sqrt(p_square / gap), huge)
+        target = p + jnp.where(q_square > 0, step * q, 0)
+        level = p_square + step * slope
+        return target, step, level, along[0] > 0
 
     def body(loop: _Loop) -> _Loop:
-        z, support = loop.weights, loop.support
-        target, solved = hull_minimiser(support, loop.ridge)
+        z, support = loop.z, loop.support
+        target, step, level, solved = hull_minimiser(support, loop.ridge)
         target = jnp.where(solved, target, z)
-        negative = support & (target < 0)
-        inside = solved & ~negative.any()
-
-        clipped = jnp.maximum(target, 0)
-        clipped = clipped / jnp.maximum(inverse_norms @ clipped, 1 / huge)
-        clipped_value = value_of(clipped)
-        use_clipped = inside | (clipped_value < loop.value)
-
+        negative = target < 0
         ratio = jnp.where(negative, z / jnp.where(negative, z - target, 1), jnp.inf)
-        alpha = jnp.minimum(jnp.min(ratio), 1)
-        stepped = jnp.maximum(z + alpha * (target - z), 0)
-        stepped = jnp.where(ratio <= alpha * (1 + 4 * eps), 0, stepped)
-        stepped = stepped / jnp.maximum(inverse_norms @ stepped, 1 / huge)
+        alpha = jnp.min(ratio, initial=1)
+        inside = alpha >= 1
+        first = negative & (ratio <= alpha * (1 + 4 * eps))
 
-        new = jnp.where(solved, jnp.where(use_clipped, clipped, stepped), z)
-        new_value = jnp.where(use_clipped, clipped_value, value_of(new))
-        kept = support & jnp.where(
-            use_clipped, target >= 0, ratio > alpha * (1 + 4 * eps)
-        )
-        kept = jnp.where(solved, kept, support)
+        # Row 0: all negative weights dropped. Row 1: only the first one(s) met.
+        stepped = jnp.where(first, 0, z + alpha * (target - z))
+        candidates = jnp.maximum(jnp.stack([target, stepped]), 0)
+        largest = jnp.max(candidates, axis=1, keepdims=True)  # squares may overflow
+        candidates = candidates / jnp.maximum(largest, tiny)
+        images = candidates @ columns
+        squares = jnp.sum(candidates * images[:, :num_tasks], axis=1)
+        totals = images[:, num_tasks]
+        values = images[:, num_tasks + 1] + radius * jnp.sqrt(jnp.maximum(squares, 0))
+        values = values / totals
+        jump = inside | (values[0] < loop.value)
+        pick = jnp.where(jump, 0, 1)
+        total = totals[pick]
+        new = jnp.where(total > 0, candidates[pick] / total, z)
+        image = images[pick] / total
+        kept = support & ~jnp.where(jump, negative, first)
 
-        image = cosines @ new
-        step = jnp.sqrt(jnp.maximum(new @ image, eps * (new @ new))) / radius
-        gradient = step * linear + image
-        excess = jnp.where(
-            free & ~kept, (new @ gradient) * inverse_norms - gradient, -jnp.inf
-        )
+        excess = level * inverse_norms - step * linear - image[:num_tasks]
+        excess = jnp.where(free & ~kept, excess, 0)
         worst = jnp.max(excess)
-        tolerance = 4 * eps * (jnp.sum(new) + step * linear_scale)
-        added = excess >= jnp.maximum(worst - tolerance, tolerance)
-        stalls = loop.stalls + (inside & (new_value >= loop.best))
+        tolerance = 4 * eps * (image[-1] + step * linear_scale)
+        added = inside & solved & (excess > jnp.maximum(worst - tolerance, tolerance))
+        stalls = jnp.where(values[0] < loop.best, 0, loop.stalls + 1)
+        stalls = jnp.where(inside & solved, stalls, loop.stalls)
         return _Loop(
-            weights=new,
-            support=jnp.where(inside, kept | added, kept),
-            value=new_value,
-            best=jnp.where(inside, jnp.minimum(loop.best, new_value), loop.best),
+            z=new,
+            step=jnp.where(inside & solved, step, loop.step),
+            support=kept | added,
+            value=values[pick],
+            best=jnp.where(inside, jnp.minimum(values[0], loop.best), loop.best),
             ridge=jnp.where(solved, loop.ridge, 16 * loop.ridge),
             stalls=stalls,
             iterations=loop.iterations + 1,
-            done=inside & (~added.any() | (stalls > 3)),
+            done=inside & solved & ((worst <= tolerance) | (stalls > 3)),
         )
 
-    start = jnp.where(free, 1 / jnp.maximum(jnp.sum(inverse_norms), 1 / huge), 0)
-    start = start.astype(dtype)
+    start = free / jnp.maximum(jnp.sum(inverse_norms), tiny)
     loop = _Loop(
-        weights=start,
+        z=start,
+        step=jnp.zeros((), dtype),
         support=free,
-        value=value_of(start),
+        value=jnp.asarray(jnp.inf, dtype),
         best=jnp.asarray(jnp.inf, dtype),
         ridge=jnp.asarray(4 * num_tasks * eps, dtype),
         stalls=jnp.zeros((), jnp.int32),
@@ -182,4 +194,4 @@ def minimise_on_simplex(
     loop = jax.lax.while_loop(
         lambda loop: ~loop.done & (loop.iterations < max_iterations), body, loop
     )
-    return loop.weights, loop.iterations
+    return loop.z, loop.step, loop.iterations

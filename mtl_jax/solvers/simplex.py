@@ -36,7 +36,7 @@ def min_norm_point(
     elif solver == "closed_form":
         z, iterations = _two_tasks(scaled), jnp.int32(0)
     elif solver == "active_set":
-        z, iterations = minimise_on_simplex(
+        z, _, iterations = minimise_on_simplex(
             scaled,
             jnp.zeros_like(scaled.norms),
             jnp.ones((), gram.dtype),
