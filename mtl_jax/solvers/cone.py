@@ -14,13 +14,13 @@ from mtl_jax.solvers.active_set import check_gram, scale_gram
 class _Loop(NamedTuple):
     """State of the ``K`` problems, which lie on the last axis: XLA vectorises it."""
 
-    tableau: Array  # (T, T, K), C swept on the free set, except its diagonal
+    tableau: Array  # (T, T, K), C swept on the free set but for column and diagonal
+    column: Array  # (T, K), with the next the last sweep's update, still to subtract:
+    scaled_column: Array  # kept here because fused into the sweep they cost 3 times it
     diagonal: Array  # (T, K), the swept diagonal
     gradient: Array  # (T, K), C(x + anchor) off the free set, minus the target x on it
     excess: Array  # (T, K), x: feasible, only free entries are positive
     free: Array  # (T, K), bool
-    column: Array
-    scaled_column: Array
     iterations: Array
     moved: Array
 
@@ -35,12 +35,12 @@ def dual_cone_weights(gram: Array, lower: Array) -> Solution:
 
     With the cosines ``C`` and the excess ``x = d * (v - lower)`` this is ``min x'Cx +
     2 x'C(d * lower)`` over ``x >= 0``, solved by Lawson and Hanson's active-set method,
-    whose objective falls at every step. All ``K`` problems share the steps: a step adds
-    to each problem's free set the task most in conflict, or drops the first one that
-    would turn negative, by one sweep (a rank-one update) of its tableau. Tasks whose
-    gradient depends on free ones are never in conflict in exact arithmetic; those
-    within rounding of it are kept out, which picks one of the minimisers when ``G`` is
-    singular; ``J' v`` is unique. A step of iterative refinement against ``C`` ends it.
+    whose objective falls at every step. All ``K`` problems move together: a step adds
+    to each one's free set the task most in conflict, or drops the first one that would
+    turn negative, by one sweep (a rank-one update) of its tableau. A step of iterative
+    refinement against ``C`` ends it. A task whose gradient depends on free ones is in
+    no conflict, so those within rounding of it are kept out: this picks one of the
+    minimisers when ``G`` is singular, which all have the same ``J' v``.
 
     Differs from TorchJD, which adds ``1e-4 I`` to the Gramian divided by its trace:
     the answer here is neither biased by a regulariser nor changed by a common factor.
@@ -51,17 +51,18 @@ def dual_cone_weights(gram: Array, lower: Array) -> Solution:
 
     Returns:
         ``value`` shaped like ``lower``; equal to ``lower`` for tasks with zero
-        gradient, and everywhere if an argument is not finite. ``ok`` is true if every problem
-        satisfies the optimality conditions ``v >= lower``, ``Gv >= 0``, ``(v - lower)'
-        Gv = 0`` to within rounding, on the scale of the gradients' norms.
-        ``iterations`` counts shared steps, about the size of the largest free set.
+        gradient, and everywhere if an argument is not finite. ``ok`` is true if every
+        problem satisfies the optimality conditions ``v >= lower``, ``Gv >= 0``, ``(v -
+        lower)'Gv = 0`` to within rounding (``eps^(3/4)`` of the lengths of the vectors
+        combined; a Gramian too close to singular for its precision can miss this).
+        ``iterations`` counts the shared steps: the largest free set and a few more.
 
     Raises:
         ValueError: ``gram`` is not square or ``lower`` does not match it.
 
-    >>> gram = jnp.array([[18.0, -22.0], [-22.0, 38.0]])  # of [-4 1 1] and [6 1 1]
-    >>> dual_cone_weights(gram, jnp.array([0.5, 0.5])).value
-    Array([0.6111111, 0.5      ], dtype=float32)
+    >>> gram = jnp.array([[1.0, -2.0], [-2.0, 16.0]])
+    >>> dual_cone_weights(gram, jnp.array([1.0, 0.0])).value
+    Array([1.   , 0.125], dtype=float32)
 
     References: Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization",
     arXiv 2406.16232; Lawson and Hanson, "Solving Least Squares Problems", 1974.
@@ -90,7 +91,7 @@ def dual_cone_weights(gram: Array, lower: Array) -> Solution:
 
     excess, iterations = _active_set(cosines, anchor)
     gradient = jnp.matmul(cosines, anchor + excess, precision="highest")
-    noise = 32 * eps * jnp.sum(jnp.abs(anchor) + excess, axis=0, keepdims=True)
+    noise = eps**0.75 * jnp.sum(jnp.abs(anchor) + excess, axis=0, keepdims=True)
     slack = jnp.where(excess > 0, -jnp.abs(gradient), gradient)
     value = bounds + jnp.where(usable, excess * (scale / norms), 0)
     finite &= jnp.all(jnp.isfinite(value))
@@ -107,12 +108,12 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
     dtype = cosines.dtype
     eps = float(jnp.finfo(dtype).eps)
     conflict_floor = 8 * eps * jnp.sum(jnp.abs(anchor), axis=0, keepdims=True)
-    dependence_floor = 32 * eps
+    dependence_floor = 16 * eps
     max_iterations = 4 * num_tasks + 10
     index = lax.broadcasted_iota(jnp.int32, anchor.shape, 0)
 
     def body(loop: _Loop) -> _Loop:
-        tableau, diagonal, gradient, x, free, column, scaled_column, _, _ = loop
+        tableau, column, scaled_column, diagonal, gradient, x, free, _, _ = loop
         tableau = tableau - column[:, None, :] * scaled_column[None, :, :]
         target = jnp.where(free, -gradient, 0)
         negative = free & (target < 0)
@@ -145,12 +146,12 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
         at_pivot = jnp.sum(jnp.where(pivot, gradient, 0), axis=0, keepdims=True)
         return _Loop(
             tableau,
+            column,
+            scaled_column,
             diagonal - column * scaled_column - jnp.where(pivot, 2 * sign, 0),
             gradient - scaled_column * at_pivot,
             x,
             free ^ pivot,
-            column,
-            scaled_column,
             loop.iterations + 1,
             jnp.any(moves),
         )
@@ -159,25 +160,27 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
         return loop.moved & (loop.iterations < max_iterations)
 
     gradient = jnp.matmul(cosines, anchor, precision="highest")
+    zeros = jnp.zeros_like(gradient)
     loop = lax.while_loop(
         unfinished,
         body,
         _Loop(
             jnp.broadcast_to(cosines[:, :, None], (num_tasks, num_tasks, count)),
+            zeros,
+            zeros,
             jnp.ones_like(gradient),
             gradient,
-            jnp.zeros_like(gradient),
+            zeros,
             jnp.zeros(gradient.shape, bool),
-            jnp.zeros_like(gradient),
-            jnp.zeros_like(gradient),
             jnp.asarray(0, jnp.int32),
             jnp.asarray(True),
         ),
     )
 
-    # The tableau holds minus the inverse on the free set: refine with a fresh gradient.
+    # The tableau holds minus the inverse on the free set: refine with a fresh gradient
+    # (unless the loop was cut short, when the last sweep is missing).
     fresh = jnp.matmul(cosines, anchor + loop.excess, precision="highest")
-    fresh = jnp.where(loop.free, fresh, 0)
+    fresh = jnp.where(loop.free & ~loop.moved, fresh, 0)
 
     def add_column(task: Array, total: Array) -> Array:
         column = jnp.where(index == task, loop.diagonal, loop.tableau[task])
