@@ -69,7 +69,9 @@ def well_posed(rng: np.random.Generator, num_tasks: int) -> Iterator:
     yield "near parallel", normal[:1] + 0.01 * normal
     yield "badly scaled", normal * 10 ** rng.uniform(-3, 3, (num_tasks, 1))
     yield "duplicates", normal[rng.integers(0, (num_tasks + 1) // 2, num_tasks)]
-    yield "low rank", rng.normal(size=(num_tasks, 4)) + 2 * np.eye(4)[0]
+    low_rank = rng.normal(size=(num_tasks, 4))
+    low_rank[:, 0] = 1 + np.abs(low_rank[:, 0])  # a common descent direction exists
+    yield "low rank", low_rank
     zero = normal.copy()
     zero[-1] = 0
     yield "zero row", zero
