@@ -113,7 +113,9 @@ def from_solver(num_tasks: int, solve: Callable[[Statistics], Solution]) -> Weig
         return SolverState(jnp.zeros([], jnp.int32))
 
     def update(statistics: Statistics, state: State) -> tuple[Array, State]:
-        solution = solve(statistics)
+        # Accelerators multiply float32 matrices in TF32 or bfloat16 unless told not to.
+        with jax.default_matmul_precision("highest"):
+            solution = solve(statistics)
         failed = (~solution.ok).astype(jnp.int32)
         return solution.value, SolverState(state.fallbacks + failed)
 
