@@ -1,0 +1,1 @@
+"""Studies on top of mtl_jax: ``python -m experiments STUDY [options]``."""

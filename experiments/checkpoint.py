@@ -1,0 +1,107 @@
+"""The last training state of a run on disk (orbax), written atomically."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mtl_jax import tree
+
+FOLDER = "checkpoint"
+
+
+def save(folder: Path, state: Any) -> None:
+    """Replaces the run's checkpoint by ``state``, a pytree of arrays.
+
+    Orbax writes into a temporary folder and renames it; the old checkpoint is there
+    until the new one is complete.
+    """
+    path = (folder / FOLDER / f"{int(state.step):08d}").absolute()
+    if path.exists():
+        return  # the same run after the same step
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path, _to_dict(state))
+    for old in _complete(folder):
+        if old != path:
+            shutil.rmtree(old)
+
+
+def exists(folder: Path) -> bool:
+    """Whether the run has a checkpoint."""
+    return bool(_complete(folder))
+
+
+def restore(folder: Path, like: Any) -> Any:
+    """Reads the run's checkpoint.
+
+    Args:
+        folder: of the run.
+        like: a state of the same structure, whose dtypes and shardings are taken over.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or of another structure.
+    """
+    path = _complete(folder)[-1].absolute()
+    advice = f"delete {folder / FOLDER} and resume to start this run again"
+    wanted = _to_dict(like)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.restore(
+                path, restore_args={name: _as_numpy() for name in wanted}
+            )
+    except Exception as error:  # orbax raises whatever its storage layers raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the checkpoint {path} is damaged or foreign ({reason}): {advice}"
+        ) from error
+    shapes = {name: jnp.shape(leaf) for name, leaf in wanted.items()}
+    if shapes != {name: np.shape(leaf) for name, leaf in found.items()}:
+        raise ValueError(
+            f"the checkpoint {path} holds other arrays than this method's state: {advice}"
+        )
+    return _from_dict(found, like)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first; orbax's temporary ones have a suffix."""
+    return sorted(p for p in (folder / FOLDER).glob("*") if p.name.isdigit())
+
+
+def _as_numpy() -> ocp.RestoreArgs:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _to_dict(state: Any) -> dict[str, Any]:
+    """One flat dictionary by path; typed keys as their integers."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        tree.path_name(path).replace("/", "."): (
+            jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        )
+        for path, leaf in leaves
+    }
+
+
+def _from_dict(found: dict[str, Any], like: Any) -> Any:
+    def place(leaf: Any, name: str) -> Any:
+        value = found[name]
+        if _is_key(leaf):
+            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        else:
+            value = np.asarray(value, leaf.dtype)
+        return jax.device_put(value, leaf.sharding)
+
+    leaves, structure = jax.tree.flatten(like)
+    names = list(_to_dict(like))
+    placed = [place(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
+    return jax.tree.unflatten(structure, placed)

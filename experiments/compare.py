@@ -1,0 +1,169 @@
+"""Study ``compare``: methods against single-task networks, over several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments import cli, plots, progress, records, runner, tables
+from experiments.config import Protocol
+from experiments.problem import SINGLE, Problem
+from experiments.timing import plain_step_ms
+
+NOTE = (
+    "test accuracy after the epoch with the best mean validation accuracy; "
+    "± standard deviation over seeds"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Trains methods and single-task networks; prints a table, draws pictures."""
+
+    config: str = "embedded"
+    """Named settings in experiments/configs that the other options override."""
+    methods: tuple[str, ...] = ("ls", "mgda", "cagrad(c=0.4)", "nash_mtl", "uw")
+    """Call strings; "all" stands for every registered method."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs."""
+    grid: int = 0
+    """Adds so many fixed pairs of weights: ls(weights=(w, 1-w))."""
+    out: Path | None = None
+    """Folder of the comparison; default: runs/compare-DATE-TIME."""
+    resume: bool = False
+    """Go on in --out, or in the newest runs/compare-*: finished runs are kept."""
+    progress: bool = dataclasses.field(default_factory=cli.is_terminal)
+    """Show a progress bar (default: on a terminal)."""
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
+
+
+def run(config: CompareConfig) -> Path:
+    """Runs the comparison and returns its folder.
+
+    Raises:
+        ValueError: for unknown methods, bad sizes, or a folder with other runs.
+        FileNotFoundError: if the data are not in ``data_dir``.
+    """
+    begin = time.perf_counter()
+    problem = Problem(config.protocol)
+    calls = method_calls(config, problem.num_tasks)
+    # Built before anything is trained: a bad call string costs no time.
+    trainers = {call: runner.Trainer(problem, call) for call in (SINGLE, *calls)}
+    folder = choose_folder(config)
+    records.start_run(folder, "compare", config, data=problem.source)
+    print(f"data: {problem.source}")
+    print(f"records: {folder}", flush=True)
+
+    plan = [
+        (call, seed, task)
+        for call in trainers
+        for seed in config.seeds
+        for task in (range(problem.num_tasks) if call == SINGLE else [None])
+    ]
+    summaries = []
+    with (
+        runner.stop_on_signal() as stop,
+        progress.show(
+            len(plan) * problem.total_steps, enabled=config.progress
+        ) as shown,
+    ):
+        for call, seed, task in plan:
+            name = call if task is None else f"{call} {problem.task_names[task]}"
+            shown.describe(f"{name} seed {seed}")
+            summary = trainers[call].run(
+                folder / records.slug(name) / f"seed{seed}",
+                seed,
+                task=task,
+                resume=config.resume,
+                stop=stop,
+                on_steps=shown.advance,
+            )
+            summaries.append(summary)
+            scores = " ".join(f"{100 * score:.2f} %" for score in summary["test"])
+            shown.line(f"  {name} seed {seed}: {scores}")
+    report(folder, problem, summaries, time.perf_counter() - begin)
+    return folder
+
+
+def method_calls(config: CompareConfig, num_tasks: int) -> list[str]:
+    """The call strings to run, each once.
+
+    Raises:
+        ValueError: if there is none, or the grid does not fit.
+    """
+    import mtl_jax
+
+    calls: list[str] = []
+    for call in config.methods:
+        calls += list(mtl_jax.METHODS) if call == "all" else [call]
+    if config.grid and (config.grid < 0 or num_tasks != 2):
+        raise ValueError(
+            f"grid needs two tasks and a count >= 0, got {num_tasks} and {config.grid}"
+        )
+    for i in range(config.grid):
+        first = round((i + 0.5) / config.grid, 4)
+        calls.append(f"ls(weights=({first:g}, {round(1 - first, 4):g}))")
+    calls = list(dict.fromkeys(calls))
+    if not calls or not config.seeds:
+        raise ValueError("methods and seeds must name at least one each")
+    return [call for call in calls if call != SINGLE]
+
+
+def choose_folder(config: CompareConfig) -> Path:
+    """The folder of ``--out`` or a new one; for ``--resume`` the newest.
+
+    Raises:
+        FileExistsError: if it holds a comparison and ``--resume`` is not given.
+        FileNotFoundError: if there is nothing to resume.
+    """
+    if config.out is None and config.resume:
+        known = sorted(Path("runs").glob("compare-*"))
+        if not known:
+            raise FileNotFoundError("nothing to resume: runs/compare-* does not exist")
+        return known[-1]
+    if config.out is None:
+        return Path("runs") / f"compare-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if (config.out / "config.json").exists() and not config.resume:
+        raise FileExistsError(
+            f"{config.out} already holds a comparison: pass --resume to go on, or "
+            "another --out"
+        )
+    return config.out
+
+
+def report(
+    folder: Path, problem: Problem, summaries: list[dict[str, Any]], seconds: float
+) -> None:
+    """Writes summary, tables and pictures, and prints the table."""
+    timing = folder / "plain.json"
+    if not timing.exists():
+        records.write_json(timing, {"ms_per_step": plain_step_ms(problem)})
+    plain_ms = records.read_json(timing)["ms_per_step"]
+    rows = tables.rows_of(summaries, plain_ms)
+    records.write_json(
+        folder / "summary.json",
+        {
+            "data": problem.source,
+            "tasks": list(problem.task_names),
+            "note": NOTE,
+            "plain_ms_per_step": plain_ms,
+            "rows": rows,
+            "runs": summaries,
+        },
+    )
+    heads, body = tables.cells(rows, problem.task_names)
+    csv_text = tables.csv_text(rows, problem.task_names)
+    records.write_bytes(folder / "table.csv", csv_text.encode())
+    markdown = tables.markdown(heads, body)
+    records.write_bytes(folder / "table.md", markdown.encode())
+    tables.show(heads, body, title=NOTE)
+    print(
+        f"x plain: against {plain_ms:.1f} ms for a step on the sum of the losses, with "
+        "one backward pass; all rows but single-task compute every task's gradient"
+    )
+    for path in plots.draw_all(folder):
+        print(f"picture: {path}")
+    print(f"{seconds:.0f} s in all; data: {problem.source}")

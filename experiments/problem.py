@@ -1,0 +1,171 @@
+"""MultiMNIST on the device, its network and its optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import mtl_jax
+from experiments.config import Protocol
+from mtl_jax import data, models
+from mtl_jax.data import Split
+from mtl_jax.train import TrainLossesFn
+
+SINGLE = "single-task"
+"""Stands where a method's name stands: one network per task."""
+
+
+def is_head(path: str) -> bool:
+    """Whether a parameter belongs to one task only."""
+    return path.startswith("heads/")
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices on the axis ``data``; ``model`` has size one."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices), 1), ("data", "model"), (AxisType.Auto,) * 2, devices=devices
+    )
+
+
+class Problem:
+    """The data on the device (once for all runs) and what training needs to know of it.
+
+    Args:
+        protocol: settings.
+        mesh: devices; all by default. Batches are split over its axis ``data``.
+
+    Raises:
+        FileNotFoundError: if ``data_dir`` lacks a base set.
+        ValueError: if sizes do not fit.
+    """
+
+    def __init__(self, protocol: Protocol, mesh: Mesh | None = None) -> None:
+        self.protocol = protocol
+        self.mesh = make_mesh() if mesh is None else mesh
+        loaded = data.load_multi_mnist(
+            construction=protocol.construction,
+            left=protocol.left,
+            right=protocol.right,
+            data_dir=protocol.data_dir,
+            pairs=protocol.pairs,
+            seed=protocol.data_seed,
+        )
+        self.source: str = loaded.source
+        self.task_names = loaded.task_names
+        self._num_classes = loaded.num_classes[0]
+        self.train_size = len(loaded.train.labels)
+        self._models: dict[int, models.FunctionalModel] = {}
+        self.steps_per_epoch = self.train_size // protocol.batch_size
+        self._check(loaded)
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+        self._splits = {
+            name: jax.device_put(getattr(loaded, name), self.replicated)
+            for name in ("train", "validation", "test")
+        }
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.task_names)
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps of one compiled scan: a divisor of the epoch's, so one shape serves all.
+
+        On a CPU about 32, so that the progress bar moves and ctrl-C is heard; elsewhere
+        the whole epoch.
+        """
+        steps = self.steps_per_epoch
+        if jax.default_backend() != "cpu":
+            return steps
+        divisors = [n for n in range(1, steps + 1) if steps % n == 0]
+        fitting = [n for n in divisors if 8 <= n <= 64] or [steps]
+        return min(fitting, key=lambda n: abs(n - 32))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of one run."""
+        return self.protocol.epochs * self.steps_per_epoch
+
+    def split(self, name: str, task: int | None = None) -> Split:
+        """A split on the device, with the labels of one task or of all."""
+        images, labels = self._splits[name]
+        return Split(images, labels if task is None else labels[:, task : task + 1])
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Examples of each batch, int32 (steps per epoch, batch); the rest is left out."""
+        shape = (self.steps_per_epoch, self.protocol.batch_size)
+        order = np.random.default_rng([seed, epoch]).permutation(self.train_size)
+        return order[: shape[0] * shape[1]].reshape(shape).astype(np.int32)
+
+    def model(self, num_tasks: int) -> models.FunctionalModel:
+        """The network with ``num_tasks`` heads, always the same object."""
+        if num_tasks not in self._models:
+            variant, classes = self.protocol.model, self._num_classes
+            network = models.LeNet(num_tasks, variant=variant, num_classes=classes)
+            self._models[num_tasks] = models.as_functional(network)
+        return self._models[num_tasks]
+
+    def transformation(self, call: str, num_tasks: int) -> tuple[Any, bool]:
+        """The method chained with the optimiser, and whether it needs stacked heads.
+
+        Raises:
+            ValueError: for an unknown method or option.
+        """
+        spec, _ = mtl_jax.registry.parse(call)
+        if spec.weighting is None:
+            method = mtl_jax.build(call, num_tasks)
+        else:
+            weighting = mtl_jax.build_weighting(call, num_tasks)
+            method = mtl_jax.aggregate(weighting, heads=is_head)
+        return optax.chain(method, self.optimizer()), spec.weighting is None
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimiser with its learning-rate schedule."""
+        protocol = self.protocol
+        rate: Any = protocol.learning_rate
+        if protocol.decay != 1:
+            rate = optax.exponential_decay(
+                rate,
+                transition_steps=protocol.decay_epochs * self.steps_per_epoch,
+                decay_rate=protocol.decay,
+                staircase=True,
+            )
+        if protocol.optimizer == "sgd":
+            return optax.sgd(rate, momentum=protocol.momentum)
+        return optax.adam(rate)
+
+    def _check(self, loaded: data.MultiTaskData) -> None:
+        batch, devices = self.protocol.batch_size, self.mesh.shape["data"]
+        if batch % devices:
+            raise ValueError(
+                f"batch_size must be a multiple of the {devices} devices, got {batch}"
+            )
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"batch_size must be at most the {self.train_size} training pictures, "
+                f"got {batch}"
+            )
+        for name in ("validation", "test"):
+            if not len(getattr(loaded, name).labels):
+                raise ValueError(
+                    f"the {name} split is empty: pairs needs three counts >0"
+                )
+
+
+def make_losses(model: models.FunctionalModel) -> TrainLossesFn:
+    """Cross-entropy per task on bytes, which become numbers inside the step."""
+
+    def losses_fn(params: Any, model_state: Any, batch: Split, key: Any) -> Any:
+        images = data.standardize(batch.images)
+        logits, model_state = model.apply(
+            params, model_state, images, train=True, key=key
+        )
+        return models.cross_entropy(logits, batch.labels), model_state
+
+    return losses_fn
