@@ -75,9 +75,9 @@ def minimise_on_simplex(
     so ``λ² = p'Cp / (radius² - q'Cq)``, and ``λ = ∞`` when that is not positive.
 
     Starts from all rows; drops every negative weight at once when this lowers the value,
-    else the first one met on the way (so the value never rises), and adds back the rows
-    that violate the optimality conditions most. Rows that tie move together, which
-    keeps the result equivariant under permutations.
+    else the first ones met on the way (so the value never rises); then adds back all
+    rows that violate the optimality conditions. Nothing depends on the rows' order, so
+    the result is equivariant under permutations.
 
     Args:
         gram: scaled Gramian; zero rows never enter the support.
@@ -162,9 +162,8 @@ def minimise_on_simplex(
 
         excess = level * inverse_norms - step * linear - image[:num_tasks]
         excess = jnp.where(free & ~kept, excess, 0)
-        worst = jnp.max(excess)
         tolerance = 4 * eps * (image[-1] + step * linear_scale)
-        added = inside & solved & (excess > jnp.maximum(worst - tolerance, tolerance))
+        added = inside & solved & (excess > tolerance)
         stalls = jnp.where(values[0] < loop.best, 0, loop.stalls + 1)
         stalls = jnp.where(inside & solved, stalls, loop.stalls)
         return _Loop(
@@ -176,7 +175,7 @@ def minimise_on_simplex(
             ridge=jnp.where(solved, loop.ridge, 16 * loop.ridge),
             stalls=stalls,
             iterations=loop.iterations + 1,
-            done=inside & solved & ((worst <= tolerance) | (stalls > 3)),
+            done=inside & solved & ((jnp.max(excess) <= tolerance) | (stalls > 3)),
         )
 
     start = free / jnp.maximum(jnp.sum(inverse_norms), tiny)

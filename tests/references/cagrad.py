@@ -4,7 +4,12 @@ from itertools import combinations
 
 import numpy as np
 
-from tests.references.simplex import hull_min_norm, hull_projection, lift, min_norm_point
+from tests.references.simplex import (
+    hull_min_norm,
+    hull_projection,
+    lift,
+    min_norm_point,
+)
 
 
 def update(jacobian: np.ndarray, c: float, weights: np.ndarray) -> np.ndarray:

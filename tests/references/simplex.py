@@ -139,5 +139,8 @@ def hard_problems(seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
         yield f"signed-line-{num_tasks}", np.outer(rng.normal(size=num_tasks), rows[0])
         wide = 10 ** rng.uniform(-6, 6, size=(num_tasks, 1))
         yield f"stationary-wide-{num_tasks}", stationary * wide
-        yield f"one-giant-{num_tasks}", rows * np.r_[1e6, np.ones(num_tasks - 1)][:, None]
+        yield (
+            f"one-giant-{num_tasks}",
+            rows * np.r_[1e6, np.ones(num_tasks - 1)][:, None],
+        )
         yield f"zeros-{num_tasks}", 0 * rows
