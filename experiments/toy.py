@@ -127,6 +127,7 @@ def run(config: ToyConfig) -> Path:
     methods = usable_methods(config.methods)
     _check(config)
     folder = records.start_run(config.out, "toy", config)
+    (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run
     count = len(methods) * len(config.scales) * len(TOY_STARTS)
     print(f"{count} trajectories of {config.steps} steps, in one program ...")
     with jax.enable_x64(config.x64):
@@ -155,10 +156,10 @@ def run(config: ToyConfig) -> Path:
         "scale_spread": toy_table.scale_spread(methods, points[..., -1, :]),
         "end_points": rows,
     }
-    records.write_json(folder / "summary.json", summary)
     print(f"compiled in {seconds['compile']} s, ran in {seconds['run']} s")
     if config.plot:
         toy_plot.draw(folder)
+    records.write_json(folder / "summary.json", summary)
     print(f"records in {folder}")
     return folder
 
