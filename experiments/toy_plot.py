@@ -42,7 +42,7 @@ def draw(folder: Path) -> Path:
         methods, scales = saved["methods"].tolist(), saved["scales"].tolist()
         steps, points = saved["steps"], saved["points"]
     rows, columns = 2 * len(scales), len(methods)
-    figure = Figure(figsize=(0.9 + 1.75 * columns, 0.9 + 2.05 * rows), dpi=100)
+    figure = Figure(figsize=(max(4, 0.9 + 1.75 * columns), 1.2 + 2.05 * rows), dpi=100)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.05, wspace=0, hspace=0)
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, scale in enumerate(scales):
@@ -122,7 +122,7 @@ def _legend(figure: Figure, axes: np.ndarray, steps: int) -> None:
         ),
         Line2D([], [], color=FRONT, linewidth=5, alpha=0.55, label="Pareto front"),
     ]
-    figure.legend(handles=handles, loc="lower right", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 
 
 def _losses(points: np.ndarray, scale: float) -> np.ndarray:
