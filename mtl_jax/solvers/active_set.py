@@ -185,7 +185,7 @@ def minimise_on_simplex(
         support=free,
         value=jnp.asarray(jnp.inf, dtype),
         best=jnp.asarray(jnp.inf, dtype),
-        ridge=jnp.asarray(4 * num_tasks * eps, dtype),
+        ridge=jnp.asarray(max(4 * num_tasks, 32) * eps, dtype),
         stalls=jnp.zeros((), jnp.int32),
         iterations=jnp.zeros((), jnp.int32),
         done=~free.any(),

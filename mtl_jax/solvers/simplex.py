@@ -39,7 +39,7 @@ def min_norm_point(
 
     * zero gradients share all the weight equally: the update vanishes, because a task
       with zero gradient makes the point Pareto-stationary;
-    * duplicated gradients share their weight equally (active set);
+    * duplicated gradients share their weight equally, to a few per cent (active set);
     * at other Pareto-stationary points the weights are one of the convex combinations
       that vanish to working precision.
 
