@@ -1,6 +1,8 @@
 """Small solvers that run inside ``jit``: they never raise there and never return NaN."""
 
+from mtl_jax.solvers.cagrad import cagrad_update_weights as cagrad_update_weights
 from mtl_jax.solvers.cagrad import cagrad_weights as cagrad_weights
 from mtl_jax.solvers.cone import dual_cone_weights as dual_cone_weights
+from mtl_jax.solvers.jacobi import gram_spectrum as gram_spectrum
 from mtl_jax.solvers.nash import nash_weights as nash_weights
 from mtl_jax.solvers.simplex import min_norm_point as min_norm_point
