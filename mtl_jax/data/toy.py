@@ -13,7 +13,7 @@ TOY_STARTS = np.array(
 """The five starting points of the figure, (5, 2)."""
 
 
-def toy_losses(theta: Array, scale: float = 0.1) -> Array:
+def toy_losses(theta: Array, scale: float | Array = 0.1) -> Array:
     r"""Two losses with steep log valleys above ``y = 0`` and bowls below it.
 
     With :math:`\theta = (x, y)`, :math:`h = \tanh(-y)` and clamps from below,

@@ -80,7 +80,7 @@ def static_weights(
         ValueError: unless there are ``T`` finite numbers.
     """
     if weights is None:
-        return np.full(num_tasks, default, np.float32)
+        return np.full(num_tasks, default)
     if isinstance(weights, jax.Array):
         if weights.shape != (num_tasks,):
             raise ValueError(

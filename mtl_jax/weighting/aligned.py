@@ -14,6 +14,8 @@ from mtl_jax._types import (
     check_choice,
     check_num_tasks,
 )
+from mtl_jax.solvers.active_set import scale_gram
+from mtl_jax.solvers.jacobi import gram_spectrum
 from mtl_jax.weighting._base import from_solver, gram_of, guarded, static_weights
 
 
@@ -38,8 +40,10 @@ def aligned_mtl(
             mean of the kept eigenvalues).
 
     Returns:
-        A weighting that needs the Gramian. Eigenvalues up to :math:`\lambda_{\max} T
-        \epsilon` count as zero, with the machine epsilon of the Gramian. All-zero
+        A weighting that needs the Gramian. The rank is that of the cosines, so that small
+        gradients count however large the others are (the released code drops eigenvalues
+        up to :math:`\lambda_{\max} T \epsilon`, which in float32 happens once norms differ
+        by 1e3); the eigenvalues come from :func:`mtl_jax.solvers.gram_spectrum`. All-zero
         gradients give the preference (the update is zero), and a non-finite Gramian too,
         counted as a fallback.
 
@@ -56,24 +60,20 @@ def aligned_mtl(
 
     def solve(statistics: Statistics) -> Solution:
         gram = gram_of(statistics, num_tasks, "aligned_mtl")
-        finite = jnp.isfinite(gram).all()
+        scaled = scale_gram(gram)
         pi = jnp.asarray(given, gram.dtype)
-        largest = jnp.max(jnp.diagonal(gram))
-        unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        values, vectors = jnp.linalg.eigh(jnp.where(finite, gram / unit, 0))
-        threshold = num_tasks * jnp.finfo(gram.dtype).eps * jnp.max(values)
-        kept = values > threshold
+        sizes, vectors, kept = gram_spectrum(scaled)
         count = jnp.maximum(kept.sum(), 1)
         if scale == "min":
-            size = jnp.min(values, where=kept, initial=jnp.inf)
+            root = jnp.min(sizes, where=kept, initial=jnp.inf)
         elif scale == "median":
-            # Eigenvalues ascend, so the kept ones are the last `count`.
-            size = values[num_tasks - count + (count - 1) // 2]
+            ascending = jnp.sort(jnp.where(kept, sizes, jnp.inf))
+            root = ascending[(count - 1) // 2]
         else:
-            size = jnp.where(kept, values, 0).sum() / count
-        roots = jnp.sqrt(size / jnp.where(kept, values, 1))
-        weights = vectors @ (jnp.where(kept, roots, 0) * (vectors.T @ pi))
+            root = jnp.sqrt(jnp.sum(jnp.square(sizes), where=kept) / count)
+        ratios = jnp.where(kept, root / jnp.where(kept, sizes, 1), 0)
+        weights = vectors @ (ratios * (vectors.T @ pi))
         weights = jnp.where(kept.any(), weights, pi)
-        return guarded(weights, finite, pi)
+        return guarded(weights, scaled.finite, pi)
 
     return from_solver(num_tasks, solve)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from mtl_jax._types import Solution, Statistics, Weighting, check_choice, check_range
-from mtl_jax.solvers import cagrad_weights
+from mtl_jax.solvers import cagrad_update_weights
 from mtl_jax.weighting._base import from_solver, gram_of
 
 
@@ -25,10 +23,9 @@ def cagrad(
     :math:`\Delta = \bar g + c \|\bar g\| g_w / \|g_w\|` with :math:`g_w = \sum w_t g_t` and
     ``w`` on the simplex minimising
     :math:`\langle g_w, \bar g\rangle + c \|\bar g\| \|g_w\|`, solved exactly.
-    ``c = 0`` is plain averaging; for ``c >= 1`` no task ever loses, to first order. Where
-    :math:`g_w` vanishes to rounding its direction is undefined: the update then is
-    :math:`\max(1 - c, 0)\, \bar g`, a solution of the problem for ``c >= 1`` (zero, the
-    point is Pareto stationary) and for two opposed gradients.
+    ``c = 0`` is plain averaging; for ``c >= 1`` no task ever loses, to first order. For
+    the limits where :math:`g_w` or :math:`\bar g` vanishes see
+    :func:`mtl_jax.solvers.cagrad_update_weights`; tasks with zero gradient do not pull.
 
     Args:
         num_tasks: number of tasks ``T``.
@@ -56,20 +53,8 @@ def cagrad(
 
     def solve(statistics: Statistics) -> Solution:
         gram = gram_of(statistics, num_tasks, "cagrad")
-        solution = cagrad_weights(gram, c)
-        # Norms in units of the largest gradient, so that squares stay in range.
-        largest = jnp.sqrt(jnp.max(jnp.diagonal(gram)))
-        unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        scaled = gram / unit / unit
-        mean_norm = jnp.sqrt(jnp.maximum(scaled.mean(), 0))
-        square = solution.value @ scaled @ solution.value
-        resolution = jnp.square(solution.value @ jnp.sqrt(jnp.diagonal(scaled)))
-        vanishes = ~(square > 4 * jnp.finfo(gram.dtype).eps * resolution)
-        pull = mean_norm / jnp.sqrt(jnp.where(vanishes, 1, square)) * solution.value
-        mean = 1.0 / num_tasks
-        shrunk = mean * jnp.maximum(1 - c, 0)
-        weights = jnp.where(vanishes, shrunk, mean + c * pull)
-        weights = jnp.where(solution.ok, weights, mean)
+        solution = cagrad_update_weights(gram, c)
+        weights = solution.value
         if rescale == "quadratic":
             weights = weights / (1 + c**2)
         elif rescale == "linear":

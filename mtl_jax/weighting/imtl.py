@@ -24,10 +24,12 @@ def imtl_g(num_tasks: int) -> Weighting:
     Returns:
         A weighting that needs the Gramian. The pseudo-inverse makes singular Gramians
         (duplicated gradients, ``T > P``) safe, where LibMTL raises and nash-mtl returns
-        (1, 0, ...). Tasks with zero gradient get weight 0. If the weights cannot be
-        normalised to the sum 1 (their sum vanishes), equal weights are returned and the
-        state counts a fallback. The paper applies the rule to the gradients of the
-        shared representation; this is the rule for whatever gradients come in.
+        (1, 0, ...); at a Pareto-stationary point it would be blind to the convex
+        combination that vanishes, so there the weights are that one. Tasks with zero
+        gradient get weight 0. If the weights cannot be normalised to the sum 1 (their
+        sum vanishes), equal weights are returned and the state counts a fallback. The
+        paper applies the rule to the gradients of the shared representation; this is
+        the rule for whatever gradients come in.
 
     References:
         Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021
@@ -44,6 +46,12 @@ def imtl_g(num_tasks: int) -> Weighting:
         # One step of refinement on the range of C recovers the digits that eigh lost.
         residual = ones - scaled.cosines @ solution
         solution = solution + vectors @ (inverse * (vectors.T @ residual))
+        # What C maps to zero. Where it is a convex combination of the tasks, that
+        # combination vanishes: the point is Pareto stationary.
+        null = ones - vectors @ (kept * (vectors.T @ ones))
+        size = jnp.sqrt(jnp.sum(jnp.square(null)))
+        stationary = (size > 1e-3) & (null >= -1e-3 * size).all()
+        solution = jnp.where(stationary, jnp.maximum(null, 0), solution)
         unscaled = solution * scaled.inverse_norms
         total, size = unscaled.sum(), jnp.abs(unscaled).sum()
         regular = jnp.abs(total) > 8 * jnp.finfo(values.dtype).eps * size
