@@ -15,6 +15,7 @@ STUDIES = {
     "compare": "trains methods and single-task networks; table and pictures",
     "train": "one training run",
     "toy": "trajectories on the two-dimensional problem of Nash-MTL's Figure 1",
+    "bench": "step time of every method as a ratio to a plain step",
     "methods": "lists the registered methods",
 }
 
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> int:
         return 3
     except records.Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         if os.environ.get("MTL_JAX_TRACEBACK"):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import mtl_jax
 from experiments import cli, plots, progress, records, runner, tables
 from experiments.config import Protocol
 from experiments.problem import SINGLE, Problem
-from experiments.timing import plain_step_ms
+from experiments.stop import stop_on_signal
+from experiments.timing import PlainStep
 
 NOTE = (
     "test accuracy after the epoch with the best mean validation accuracy; "
@@ -63,28 +66,33 @@ def run(config: CompareConfig) -> Path:
         for seed in config.seeds
         for task in (range(problem.num_tasks) if call == SINGLE else [None])
     ]
+    total = len(plan) * problem.total_steps
+    plain = None
     summaries = []
-    with (
-        runner.stop_on_signal() as stop,
-        progress.show(
-            len(plan) * problem.total_steps, enabled=config.progress
-        ) as shown,
-    ):
+    with stop_on_signal() as stop, progress.show(total, enabled=config.progress) as bar:
         for call, seed, task in plan:
             name = call if task is None else f"{call} {problem.task_names[task]}"
-            shown.describe(f"{name} seed {seed}")
+            bar.describe(f"{name} seed {seed}")
+            where = Path(records.slug(name)) / f"seed{seed}"
+            if not (folder / where / "summary.json").exists():
+                # Next to the run it is compared with: machines change their pace.
+                plain = PlainStep(problem) if plain is None else plain
+                line = {"run": str(where), "ms_per_step": plain.milliseconds()}
+                records.append_lines(folder / "plain.jsonl", [line])
             summary = trainers[call].run(
-                folder / records.slug(name) / f"seed{seed}",
+                folder / where,
                 seed,
                 task=task,
                 resume=config.resume,
                 stop=stop,
-                on_steps=shown.advance,
+                on_steps=bar.advance,
             )
-            summaries.append(summary)
+            summaries.append({"run": str(where), **summary})
             scores = " ".join(f"{100 * score:.2f} %" for score in summary["test"])
-            shown.line(f"  {name} seed {seed}: {scores}")
-    report(folder, problem, summaries, time.perf_counter() - begin)
+            bar.line(f"  {name} seed {seed}: {scores}")
+    report(folder, problem, summaries)
+    seconds = time.perf_counter() - begin
+    print(f"{seconds:.0f} s in all; data: {problem.source}")
     return folder
 
 
@@ -94,8 +102,6 @@ def method_calls(config: CompareConfig, num_tasks: int) -> list[str]:
     Raises:
         ValueError: if there is none, or the grid does not fit.
     """
-    import mtl_jax
-
     calls: list[str] = []
     for call in config.methods:
         calls += list(mtl_jax.METHODS) if call == "all" else [call]
@@ -134,24 +140,20 @@ def choose_folder(config: CompareConfig) -> Path:
     return config.out
 
 
-def report(
-    folder: Path, problem: Problem, summaries: list[dict[str, Any]], seconds: float
-) -> None:
+def report(folder: Path, problem: Problem, summaries: list[dict[str, Any]]) -> None:
     """Writes summary, tables and pictures, and prints the table."""
-    timing = folder / "plain.json"
-    if not timing.exists():
-        records.write_json(timing, {"ms_per_step": plain_step_ms(problem)})
-    plain_ms = records.read_json(timing)["ms_per_step"]
-    rows = tables.rows_of(summaries, plain_ms)
+    lines = records.read_lines(folder / "plain.jsonl")
+    plain = {line["run"]: line["ms_per_step"] for line in lines}
+    runs = [{**run, "plain_ms_per_step": plain[run["run"]]} for run in summaries]
+    rows = tables.rows_of(runs)
     records.write_json(
         folder / "summary.json",
         {
             "data": problem.source,
             "tasks": list(problem.task_names),
             "note": NOTE,
-            "plain_ms_per_step": plain_ms,
             "rows": rows,
-            "runs": summaries,
+            "runs": runs,
         },
     )
     heads, body = tables.cells(rows, problem.task_names)
@@ -161,9 +163,9 @@ def report(
     records.write_bytes(folder / "table.md", markdown.encode())
     tables.show(heads, body, title=NOTE)
     print(
-        f"x plain: against {plain_ms:.1f} ms for a step on the sum of the losses, with "
-        "one backward pass; all rows but single-task compute every task's gradient"
+        "x plain: against a step on the sum of the losses with one backward pass "
+        f"({statistics.median(plain.values()):.1f} ms), which is how equal weights "
+        "cost least; here every method, ls too, computes and records all task gradients"
     )
     for path in plots.draw_all(folder):
         print(f"picture: {path}")
-    print(f"{seconds:.0f} s in all; data: {problem.source}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mtl_jax
 from experiments.config import Protocol
-from mtl_jax import data, models
+from mtl_jax import data, models, registry
 from mtl_jax.data import Split
-from mtl_jax.train import TrainLossesFn
 
 SINGLE = "single-task"
 """Stands where a method's name stands: one network per task."""
@@ -24,7 +24,7 @@ def is_head(path: str) -> bool:
     return path.startswith("heads/")
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """All devices on the axis ``data``; ``model`` has size one."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
@@ -64,9 +64,11 @@ class Problem:
         self._check(loaded)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+        self.validation_size = len(loaded.validation.labels)
+        held_out = map(np.concatenate, zip(loaded.validation, loaded.test, strict=True))
         self._splits = {
-            name: jax.device_put(getattr(loaded, name), self.replicated)
-            for name in ("train", "validation", "test")
+            "train": jax.device_put(loaded.train, self.replicated),
+            "held_out": jax.device_put(Split(*held_out), self.replicated),
         }
 
     @property
@@ -93,7 +95,10 @@ class Problem:
         return self.protocol.epochs * self.steps_per_epoch
 
     def split(self, name: str, task: int | None = None) -> Split:
-        """A split on the device, with the labels of one task or of all."""
+        """``"train"``, or validation and test together as ``"held_out"``, on the device.
+
+        With the labels of one task or of all.
+        """
         images, labels = self._splits[name]
         return Split(images, labels if task is None else labels[:, task : task + 1])
 
@@ -117,7 +122,7 @@ class Problem:
         Raises:
             ValueError: for an unknown method or option.
         """
-        spec, _ = mtl_jax.registry.parse(call)
+        spec, _ = registry.parse(call)
         if spec.weighting is None:
             method = mtl_jax.build(call, num_tasks)
         else:
@@ -156,16 +161,3 @@ class Problem:
                 raise ValueError(
                     f"the {name} split is empty: pairs needs three counts >0"
                 )
-
-
-def make_losses(model: models.FunctionalModel) -> TrainLossesFn:
-    """Cross-entropy per task on bytes, which become numbers inside the step."""
-
-    def losses_fn(params: Any, model_state: Any, batch: Split, key: Any) -> Any:
-        images = data.standardize(batch.images)
-        logits, model_state = model.apply(
-            params, model_state, images, train=True, key=key
-        )
-        return models.cross_entropy(logits, batch.labels), model_state
-
-    return losses_fn

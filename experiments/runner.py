@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from experiments import checkpoint, records
+from experiments import checkpoint, network, records
 from experiments.config import Protocol
-from experiments.problem import SINGLE, Problem, is_head, make_losses
-from mtl_jax import data, train
+from experiments.problem import SINGLE, Problem, is_head
+from experiments.stop import Stop
+from mtl_jax import train
 from mtl_jax.data import Split
-from mtl_jax.models import FunctionalModel
 
-EVAL_BATCH = 1000
 LOG_STEPS = 10
 """At most so many steps are averaged into one line of ``metrics.jsonl``."""
 
@@ -62,13 +56,11 @@ class Trainer:
         self._model = problem.model(num_tasks)
         tx, stack_heads = problem.transformation("ls" if single else method, num_tasks)
         step = train.make_train_step(
-            make_losses(self._model), tx, heads=is_head, stack_heads=stack_heads
+            network.make_losses(self._model), tx, heads=is_head, stack_heads=stack_heads
         )
-        image = jnp.zeros((1, *problem.split("train").images.shape[1:]))
 
-        def init(key: jax.Array) -> train.TrainState:
-            init_key, run_key = jax.random.split(key)
-            return train.init_state(*self._model.init(init_key, image), tx, run_key)
+        def init(params: Any, model_state: Any, key: jax.Array) -> train.TrainState:
+            return train.init_state(params, model_state, tx, key)
 
         def chunk(state: train.TrainState, split: Split, rows: jax.Array) -> Any:
             return train.scan_steps(
@@ -76,7 +68,9 @@ class Trainer:
             )
 
         replicated = problem.replicated
-        self._init = jax.jit(init, out_shardings=replicated)
+        self._init = jax.jit(
+            init, out_shardings=replicated, compiler_options=network.QUICK_COMPILE
+        )
         self._chunk = jax.jit(chunk, donate_argnums=0, out_shardings=replicated)
         self._program: Callable[..., Any] | None = None
         self.compile_seconds = 0.0
@@ -114,7 +108,10 @@ class Trainer:
         if (folder / "summary.json").exists():
             on_steps(problem.total_steps)
             return records.read_json(folder / "summary.json")
-        state = self._init(jax.random.key(seed))
+        split = problem.split("train", task)
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        initial = network.init_model(self._model, init_key, split.images[:1])
+        state = self._init(*initial, run_key)
         if checkpoint.exists(folder):
             state = checkpoint.restore(folder, state)
         done = int(state.step)
@@ -122,7 +119,7 @@ class Trainer:
             records.truncate_lines(folder / name, done)
         on_steps(done)
 
-        split, size = problem.split("train", task), problem.chunk_steps
+        size = problem.chunk_steps
         for start in range(done, problem.total_steps, size):
             epoch, offset = divmod(start, problem.steps_per_epoch)
             rows = problem.order(seed, epoch)[offset : offset + size]
@@ -146,7 +143,7 @@ class Trainer:
 
     def _timed_chunk(
         self, state: train.TrainState, split: Split, rows: np.ndarray
-    ) -> tuple[train.TrainState, train.StepRecord, float]:
+    ) -> tuple[train.TrainState, Any, float]:
         """Takes the steps of one chunk; compiles before the first."""
         placed = jax.device_put(rows, self.problem.replicated)
         begin = time.perf_counter()
@@ -161,7 +158,7 @@ class Trainer:
     def _check_finite(self, losses: np.ndarray, start: int, task: int | None) -> None:
         bad = np.argwhere(~np.isfinite(losses))
         if len(bad):
-            step, column = bad[0].tolist()
+            step, column = map(int, bad[0])
             name = self.problem.task_names[column if task is None else task]
             raise records.NonFiniteError(
                 f"the loss of task {name!r} is {losses[step, column]} at step "
@@ -172,7 +169,7 @@ class Trainer:
     def _log(
         self,
         folder: Path,
-        record: train.StepRecord,
+        record: Any,
         start: int,
         epoch: int,
         seconds: float,
@@ -197,30 +194,14 @@ class Trainer:
     def _evaluate(
         self, folder: Path, state: train.TrainState, epoch: int, task: int | None
     ) -> None:
+        problem = self.problem
+        split = problem.split("held_out", task)
+        hits = network.correct(self._model, state.params, state.model_state, split)
+        parts = np.split(jax.device_get(hits), [problem.validation_size])
+        scores = [records.rounded(part.mean(0).tolist()) for part in parts]
         line = {"kind": "evaluation", "step": int(state.step), "epoch": epoch + 1}
-        for name in ("validation", "test"):
-            split = self.problem.split(name, task)
-            scores = accuracies(self._model, state.params, state.model_state, split)
-            line[name] = records.rounded(jax.device_get(scores).tolist())
+        line |= {"validation": scores[0], "test": scores[1]}
         records.append_lines(folder / "metrics.jsonl", [line])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def accuracies(
-    model: FunctionalModel, params: Any, model_state: Any, split: Split
-) -> jax.Array:
-    """Fraction of correct predictions per task, ``(T,)``, in large batches."""
-    count = split.labels.shape[0]
-    batch = min(EVAL_BATCH, count)
-    rows = jnp.arange(-(-count // batch) * batch).reshape(-1, batch)
-
-    def correct(rows: jax.Array) -> jax.Array:
-        images, labels = (jnp.take(leaf, rows, axis=0, mode="clip") for leaf in split)
-        logits, _ = model.apply(params, model_state, data.standardize(images))
-        hits = (logits.argmax(-1) == labels.T) & (rows < count)[None, :]
-        return hits.sum(-1)
-
-    return lax.map(correct, rows).sum(0) / count
 
 
 def summarize(
@@ -251,29 +232,3 @@ def summarize(
     }
     records.write_json(folder / "summary.json", summary)
     return summary
-
-
-class Stop:
-    """Set by ctrl-C or a termination signal; training looks at it between chunks."""
-
-    requested = False
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """The first signal asks to stop, the second one stops at once."""
-    stop = Stop()
-
-    def handler(number: int, frame: Any) -> None:
-        del number, frame
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    old = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield stop
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)

@@ -16,12 +16,12 @@ from mtl_jax import metrics
 SINGLE = "single-task"
 
 
-def rows_of(runs: Sequence[dict[str, Any]], plain_ms: float) -> list[dict[str, Any]]:
+def rows_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per method from the runs' summaries, single-task networks first.
 
     Args:
-        runs: contents of ``summary.json``; single-task ones are joined by task.
-        plain_ms: milliseconds of a plain step on the sum of the losses.
+        runs: contents of ``summary.json``, and ``plain_ms_per_step``, the time of a plain
+            step on the sum of the losses; single-task ones are joined by task.
 
     Returns:
         Rows in order of appearance: ``method``, ``accuracy``, ``std`` (percent, by
@@ -36,7 +36,8 @@ def rows_of(runs: Sequence[dict[str, Any]], plain_ms: float) -> list[dict[str, A
     for method, group in grouped.items():
         deltas = [metrics.delta_m(run["test"], base, True) for run in group]
         by_task = list(zip(*(run["test"] for run in group), strict=True))
-        milliseconds = statistics.median(run["ms_per_step"] for run in group)
+        times = [run["ms_per_step"] for run in group]
+        ratios = [run["ms_per_step"] / run["plain_ms_per_step"] for run in group]
         rows.append(
             {
                 "method": method,
@@ -46,8 +47,8 @@ def rows_of(runs: Sequence[dict[str, Any]], plain_ms: float) -> list[dict[str, A
                 "delta_m": statistics.fmean(deltas),
                 "delta_m_std": _std(deltas),
                 "mean_rank": None,
-                "ms_per_step": milliseconds,
-                "ratio": milliseconds / plain_ms,
+                "ms_per_step": statistics.median(times),
+                "ratio": statistics.median(ratios),
                 "validation": statistics.fmean(_mean_by_task(group, "validation")),
             }
         )
@@ -72,6 +73,9 @@ def _joined(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "test": [score for run in group for score in run["test"]],
             "validation": [score for run in group for score in run["validation"]],
             "ms_per_step": sum(run["ms_per_step"] for run in group),
+            "plain_ms_per_step": statistics.fmean(
+                run["plain_ms_per_step"] for run in group
+            ),
         }
         for seed, group in by_seed.items()
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from experiments import cli, progress, runner
 from experiments.config import Protocol
 from experiments.problem import SINGLE, Problem
+from experiments.stop import stop_on_signal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     trainer = runner.Trainer(problem, config.method)
     print(f"data: {problem.source}")
     with (
-        runner.stop_on_signal() as stop,
+        stop_on_signal() as stop,
         progress.show(problem.total_steps, enabled=config.progress) as shown,
     ):
         shown.describe(config.method)
