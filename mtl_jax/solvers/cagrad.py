@@ -15,7 +15,7 @@ def cagrad_weights(gram: Array, c: float | Array) -> Solution:
         \min_{w \in \Delta} \; g_w^\top g_0 + c \|g_0\| \, \|g_w\|, \quad
         g_w = J^\top w, \quad g_0 = \tfrac1T J^\top 1
 
-    Use :func:`cagrad_update_weights` to form the update: it has the limits right where
+    Use :func:`cagrad_update_weights` to form the update: it also has the limits where
     :math:`g_w` vanishes.
 
     Args:
@@ -71,8 +71,9 @@ def cagrad_update_weights(gram: Array, c: float | Array) -> Solution:
     Raises:
         ValueError: if ``gram`` is not square or ``c`` is a negative number.
 
-    >>> cagrad_update_weights(jnp.array([[18.0, -22.0], [-22.0, 38.0]]), 1.0).value
-    Array([1.2, 0.8], dtype=float32)
+    >>> gram = jnp.array([[18.0, -22.0], [-22.0, 38.0]])
+    >>> [round(float(a), 4) for a in cagrad_update_weights(gram, 1.0).value]
+    [1.2, 0.8]
 
     References:
         Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning,
