@@ -1,6 +1,7 @@
 """One suite over every registered method: what users of optax rely on."""
 
 import functools
+import re
 
 import chex
 import hypothesis
@@ -148,6 +149,18 @@ def test_init_needs_shapes_only(name):
     tx = mtl_jax.build(name, 3)
     abstract = jax.eval_shape(tx.init, params_of())
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, tx.init(params_of()))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_matrix_product_at_reduced_precision(call):
+    """On accelerators float32 products are TF32 or bfloat16 by default."""
+    tx = mtl_jax.build(call, 3)
+    grads, losses = tree_of(jacobian_of(0, 3)), jnp.ones(3)
+    text = str(jax.make_jaxpr(lambda g: step(tx, g, losses=losses))(grads))
+    products = re.findall(r"dot_general\[.*?\]\s", text, flags=re.DOTALL)
+    assert products or call.startswith("graddrop")
+    for product in products:
+        assert "Precision.HIGHEST" in product, product
 
 
 @pytest.mark.parametrize("name", NAMES)

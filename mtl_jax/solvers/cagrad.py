@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from mtl_jax._types import Array, Solution, check_range
-from mtl_jax.solvers.active_set import check_gram, minimise_on_simplex, scale_gram
+from mtl_jax.solvers.active_set import minimise_on_simplex
+from mtl_jax.solvers.scaling import check_gram, full_precision, scale_gram
 
 
 def cagrad_weights(gram: Array, c: float | Array) -> Solution:
@@ -83,6 +84,7 @@ def cagrad_update_weights(gram: Array, c: float | Array) -> Solution:
     return solution._replace(value=1 / gram.shape[0] + coefficients)
 
 
+@full_precision
 def _solve(gram: Array, c: float | Array) -> tuple[Solution, Array]:
     """The dual's solution, and ``c |g_0| / |g_w| * w``."""
     gram = check_gram(gram)

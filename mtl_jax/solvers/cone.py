@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtl_jax._types import Array, Solution
-from mtl_jax.solvers.active_set import check_gram, scale_gram
+from mtl_jax.solvers.scaling import check_gram, full_precision, scale_gram
 
 
 class _Loop(NamedTuple):
@@ -25,6 +25,7 @@ class _Loop(NamedTuple):
     moved: Array
 
 
+@full_precision
 def dual_cone_weights(gram: Array, lower: Array) -> Solution:
     r"""Minimises ``v' G v`` over ``v >= lower`` exactly, for many bounds at once.
 

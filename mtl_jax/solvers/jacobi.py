@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from mtl_jax._types import Array
-from mtl_jax.solvers.active_set import ScaledGram
+from mtl_jax.solvers.scaling import ScaledGram, full_precision
 
 MAX_SWEEPS = 24
 
@@ -26,6 +26,7 @@ class GramSpectrum(NamedTuple):
     """Which of them belong to the numerical rank, bool ``(T,)``."""
 
 
+@full_precision
 def gram_spectrum(scaled: ScaledGram) -> GramSpectrum:
     """Returns the eigendecomposition of a Gramian split into cosines and norms.
 

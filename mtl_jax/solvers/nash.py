@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtl_jax._types import Array, Solution, check_range
-from mtl_jax.solvers.active_set import check_gram, scale_gram
+from mtl_jax.solvers.scaling import check_gram, full_precision, scale_gram
 
 
 class _Loop(NamedTuple):
@@ -19,6 +19,7 @@ class _Loop(NamedTuple):
     done: Array
 
 
+@full_precision
 def nash_weights(
     gram: Array, *, ridge: float | Array | None = None, max_iterations: int = 64
 ) -> Solution:

@@ -23,17 +23,19 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax._types import Array, Solution, check_choice
-from mtl_jax.solvers.active_set import (
+from mtl_jax.solvers.active_set import minimise_on_simplex
+from mtl_jax.solvers.qp import nonnegative_qp
+from mtl_jax.solvers.scaling import (
     ScaledGram,
     check_gram,
-    minimise_on_simplex,
+    full_precision,
     scale_gram,
 )
-from mtl_jax.solvers.qp import nonnegative_qp
 
 SOLVERS = ("auto", "active_set", "closed_form", "frank_wolfe", "jaxopt")
 
 
+@full_precision
 def min_norm_point(
     gram: Array, *, solver: str = "auto", max_iterations: int | None = None
 ) -> Solution:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
 from mtl_jax import tree
 from mtl_jax._types import Array
+from mtl_jax.solvers.scaling import full_precision
 
 POLICIES = ("propagate", "skip_task", "skip_step")
-
-
-# Accelerators multiply float32 matrices in TF32 or bfloat16 unless told not to.
-_matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 class GoodTasks(NamedTuple):
@@ -35,9 +30,10 @@ class GoodTasks(NamedTuple):
 
     def fold(self, weights: Array) -> Array:
         """Gives the bad tasks' weights to the tasks that stood in for them."""
-        return _matmul(weights, self.spread.astype(weights.dtype))
+        return full_precision(jnp.matmul)(weights, self.spread.astype(weights.dtype))
 
 
+@full_precision
 def good_tasks(
     gram: Array,
     losses: Array | None,
@@ -72,5 +68,5 @@ def good_tasks(
     spread = jnp.where(mask[:, None], eye, share[None, :])
     usable = mask[:, None] & mask[None, :]
     # Norms of 1e15 square to 1e30: still in range after the two averages below.
-    clean = _matmul(_matmul(spread, jnp.where(usable, gram, 0)), spread.T)
+    clean = spread @ jnp.where(usable, gram, 0) @ spread.T
     return GoodTasks(mask, spread, clean, losses, last_losses)

@@ -17,6 +17,7 @@ from mtl_jax._types import (
     Weighting,
     check_num_tasks,
 )
+from mtl_jax.solvers.scaling import full_precision
 
 
 class EmptyState(NamedTuple):
@@ -108,14 +109,13 @@ def stateless(num_tasks: int, weights_of: Callable[[Statistics], Array]) -> Weig
 def from_solver(num_tasks: int, solve: Callable[[Statistics], Solution]) -> Weighting:
     """Wraps a solver of the statistics; its state counts the fallbacks."""
     check_num_tasks(num_tasks)
+    solve = full_precision(solve)
 
     def init() -> SolverState:
         return SolverState(jnp.zeros([], jnp.int32))
 
     def update(statistics: Statistics, state: State) -> tuple[Array, State]:
-        # Accelerators multiply float32 matrices in TF32 or bfloat16 unless told not to.
-        with jax.default_matmul_precision("highest"):
-            solution = solve(statistics)
+        solution = solve(statistics)
         failed = (~solution.ok).astype(jnp.int32)
         return solution.value, SolverState(state.fallbacks + failed)
 

@@ -14,8 +14,8 @@ from mtl_jax._types import (
     check_choice,
     check_num_tasks,
 )
-from mtl_jax.solvers.active_set import scale_gram
 from mtl_jax.solvers.jacobi import gram_spectrum
+from mtl_jax.solvers.scaling import scale_gram
 from mtl_jax.weighting._base import from_solver, gram_of, guarded, static_weights
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from mtl_jax._types import Solution, Statistics, Weighting
-from mtl_jax.solvers.active_set import scale_gram
+from mtl_jax.solvers.scaling import scale_gram
 from mtl_jax.weighting._base import from_solver, gram_of, guarded
 
 
