@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -24,11 +26,11 @@ class MethodsConfig:
 
 def run(config: MethodsConfig) -> None:
     """Prints one row per method, and what the words in it mean."""
-    rows = registry_rows()
     if config.format == "markdown":
-        for row in [list(HEADS), [":--"] * len(HEADS), *rows]:
+        for row in [list(HEADS), [":--"] * len(HEADS), *registry_rows(links=True)]:
             print(f"| {' | '.join(row)} |")
         return
+    rows = registry_rows()
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
@@ -45,15 +47,33 @@ def run(config: MethodsConfig) -> None:
             print(f"  {word.replace('_', ' ')}: {meaning}")
 
 
-def registry_rows() -> list[list[str]]:
-    """Name, summary, paper, needs and properties of each method."""
+def registry_rows(links: bool = False) -> list[list[str]]:
+    """Name, summary, paper, needs and properties of each method.
+
+    Args:
+        links: whether names and papers are Markdown links to the source and to arXiv.
+    """
     return [
         [
-            spec.name,
+            f"[`{spec.name}`]({_source(spec)})" if links else spec.name,
             spec.summary,
-            f"{spec.reference}, arXiv:{spec.arxiv}" if spec.arxiv else spec.reference,
+            _paper(spec, links),
             ", ".join(sorted(spec.needs)) or "-",
             ", ".join(sorted(spec.properties)).replace("_", " ") or "-",
         ]
         for spec in mtl_jax.METHODS.values()
     ]
+
+
+def _paper(spec: registry.MethodSpec, links: bool) -> str:
+    if spec.arxiv is None:
+        return spec.reference
+    if links:
+        return f"[{spec.reference}](https://arxiv.org/abs/{spec.arxiv})"
+    return f"{spec.reference}, arXiv:{spec.arxiv}"
+
+
+def _source(spec: registry.MethodSpec) -> str:
+    """Path of the file that defines the method, from the root of the repository."""
+    path = Path(inspect.getfile(inspect.unwrap(spec.weighting or spec.factory)))
+    return path.relative_to(Path(mtl_jax.__file__).parent.parent).as_posix()

@@ -1,0 +1,56 @@
+"""The README's table is current and its code runs."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import methods
+
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_method_table_is_generated(capsys):
+    methods.run(methods.MethodsConfig(format="markdown"))
+    table = capsys.readouterr().out.strip()
+    block = re.search(
+        r"<!-- methods: begin.*?-->\n(.*?)<!-- methods: end", README, re.S
+    )
+    assert block is not None
+    assert block.group(1).strip() == table, (
+        "refresh the README's table: python -m experiments methods --format markdown"
+    )
+
+
+def test_ten_line_example_trains():
+    code = re.search(r"```python\n(import jax.*?)```", README, re.S)
+    assert code is not None
+    names: dict = {}
+    exec(code.group(1), names)
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {
+        "trunk": jax.random.normal(keys[0], (4, 8)),
+        "a": jax.random.normal(keys[1], (8,)),
+        "b": jax.random.normal(keys[2], (8,)),
+    }
+    batch = tuple(
+        jax.random.normal(keys[3], (16, 4))
+        if i == 0
+        else jax.random.normal(keys[3 + i], (16,))
+        for i in range(3)
+    )
+    opt_state = names["tx"].init(params)
+    history = []
+    for _ in range(60):
+        params, opt_state, losses = names["train_step"](params, opt_state, batch)
+        history.append(np.asarray(losses))
+    assert jnp.isfinite(jnp.stack(history)).all()
+    assert (history[-1] < history[0]).all()
+
+
+def test_linked_files_exist():
+    root = pathlib.Path(__file__).parent.parent
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (root / target).exists(), target
