@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,10 +145,9 @@ def draw_weights(
         sharex=True,
         sharey=True,
     )
-    for axes, (method, curve) in itertools.zip_longest(grid.flat, curves.items()):
-        if method is None:
-            axes.set_axis_off()
-            continue
+    for axes in grid.flat[len(curves) :]:
+        axes.set_axis_off()
+    for axes, (method, curve) in zip(grid.flat, curves.items(), strict=False):
         total = np.abs(curve["weights"]).sum(-1, keepdims=True)
         shares = curve["weights"] / np.where(total > 0, total, 1)
         for t, task in enumerate(summary["tasks"]):
