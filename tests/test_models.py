@@ -1,5 +1,6 @@
 """Models: the two forms of the convolution, LeNet, the flax adapters, the losses."""
 
+import functools
 import math
 
 import chex
@@ -65,6 +66,7 @@ def test_conv_pool_forms_have_the_same_derivatives(x64):
     tangents = tuple(map(jnp.asarray, conv_case(seed=1)))
     cotangents = jnp.asarray(np.random.default_rng(2).normal(size=(3, 3, 4, 4, 4)))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def derivatives(form):
         def f(x, kernel):
             return conv_pool(x, kernel, form=form)
@@ -93,6 +95,7 @@ def test_conv_pool_forms_have_the_same_derivatives(x64):
 def test_conv_pool_gradient_is_that_of_finite_differences(x64):
     x, kernel = map(jnp.asarray, conv_case())
 
+    @jax.jit
     def f(x, kernel):
         return jnp.sin(conv_pool(x, kernel, form="blocks")).sum()
 
@@ -103,9 +106,8 @@ def test_conv_pool_gradient_is_that_of_finite_differences(x64):
 def test_ties_pass_on_the_whole_cotangent_once(x64, form):
     """On a constant image all four phases tie: a subgradient, not four gradients."""
     x, kernel = jnp.ones((1, 6, 6, 1)), jnp.ones((3, 3, 1, 2))
-    grad_x, grad_kernel = jax.grad(
-        lambda *p: conv_pool(*p, form=form).sum(), argnums=(0, 1)
-    )(x, kernel)
+    grad = jax.grad(lambda *p: conv_pool(*p, form=form).sum(), argnums=(0, 1))
+    grad_x, grad_kernel = jax.jit(grad)(x, kernel)
     # 2x2 outputs of 2 channels; every window of the image is all ones.
     chex.assert_trees_all_close(grad_kernel, jnp.full((3, 3, 1, 2), 4.0))
     assert grad_x.sum() == pytest.approx(2 * 4 * 9)
@@ -136,14 +138,14 @@ def test_conv_pool_rejects_bad_arguments():
 )
 def test_lenet_has_the_papers_parameters(variant, num_tasks, total, shared):
     model = as_functional(LeNet(num_tasks, variant=variant))
-    params, state = model.init(KEY, SMALL)
+    params, state = jax.eval_shape(model.init, KEY, SMALL)
     assert leaf_count(params) == total
     assert leaf_count(params["encoder"]) == shared
     assert set(params) == {"encoder", "heads"}
     assert state == {}
     for leaf in jax.tree.leaves(params["heads"]):
         assert leaf.shape[0] == num_tasks
-    logits, _ = model.apply(params, state, SMALL)
+    logits, _ = jax.eval_shape(model.apply, params, state, SMALL)
     assert logits.shape == (num_tasks, 4, 10)
 
 
@@ -155,7 +157,7 @@ def test_lenet_is_the_same_function_in_both_forms(x64):
     ]
     params, _ = models[0].init(KEY, x)
     chex.assert_trees_all_equal(params, models[1].init(KEY, x)[0])
-    logits = [model.apply(params, {}, x)[0] for model in models]
+    logits = [jax.jit(model.apply)(params, {}, x)[0] for model in models]
     assert logits[0].dtype == jnp.float64
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-12)
 
@@ -182,8 +184,8 @@ def test_each_head_depends_on_its_own_parameters_only():
     model = as_functional(LeNet(3))
     params, _ = model.init(KEY, SMALL)
     labels = jnp.zeros((4, 3), jnp.int32)
-    jacobian = jax.jacrev(
-        lambda p: cross_entropy(model.apply(p, {}, SMALL)[0], labels)
+    jacobian = jax.jit(
+        jax.jacrev(lambda p: cross_entropy(model.apply(p, {}, SMALL)[0], labels))
     )(params)
     for leaf in jax.tree.leaves(jacobian["heads"]):
         norms = jnp.sqrt((leaf**2).sum(range(2, leaf.ndim)))

@@ -41,8 +41,11 @@ def conv_pool(x: Array, kernel: Array, *, form: str = "auto") -> Array:
         )
         window = (1, 2, 2, 1)
         return lax.reduce_window(y, -jnp.inf, lax.max, window, window, "VALID")
-    y = _patches(_to_blocks(x), (kernel.shape[0] + 1) // 2) @ _block_kernel(kernel)
-    return y.reshape(*y.shape[:-1], 4, kernel.shape[-1]).max(-2)
+    patches = _patches(_to_blocks(x), (kernel.shape[0] + 1) // 2)
+    # A product of two matrices, not of (B, h, w, n) and a matrix: XLA's CPU backend would
+    # transpose a copy of the cotangent to pull that one back to the kernel.
+    y = patches.reshape(-1, patches.shape[-1]) @ _block_kernel(kernel)
+    return y.reshape(*patches.shape[:-1], 4, kernel.shape[-1]).max(-2)
 
 
 def resolve_form(form: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -76,8 +77,11 @@ def _from_linen(module: linen.Module) -> FunctionalModel:
     def flags(train: bool) -> dict[str, Any]:
         return {"train": train} if takes_train else {}
 
+    # Under jit the forward pass that only finds the shapes is never run.
+    draw = jax.jit(functools.partial(module.init, **flags(False)))
+
     def init(key: Array, x: Any) -> tuple[ArrayTree, State]:
-        variables = dict(module.init(key, x, **flags(False)))
+        variables = dict(draw(key, x))
         return variables.pop("params", {}), variables
 
     def apply(
