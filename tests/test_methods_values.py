@@ -106,6 +106,11 @@ def test_opposed_gradients_stop(call):
     np.testing.assert_allclose(update, 0, atol=2e-3 if call == "nash_mtl" else 1e-6)
 
 
+def test_imtl_g_at_a_stationary_point_takes_the_vanishing_combination():
+    _, weights = update_and_weights("imtl_g", np.array([[1.0, 0.0], [-10.0, 0.0]]))
+    np.testing.assert_allclose(weights, [10 / 11, 1 / 11], rtol=1e-5)
+
+
 # J = [[-4, 1, 1], [6, 1, 1]] and a full-rank 3 x 4 one, from the literature's test suites
 # and independent float64 computations.
 TWO = np.array([[-4.0, 1, 1], [6, 1, 1]])

@@ -116,21 +116,7 @@ def test_ls_and_nash_mtl_reach_the_published_end_points(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [
-        "mgda",
-        "pcgrad",
-        "cagrad(c=0.4)",
-        pytest.param(
-            "imtl_g",
-            marks=pytest.mark.xfail(
-                reason="imtl_g takes equal weights where two gradients oppose to "
-                "rounding; the limit (d_2, d_1) / (d_1 + d_2) passes this test"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("method", ["mgda", "pcgrad", "cagrad(c=0.4)", "imtl_g"])
 def test_others_reach_the_published_end_points(x64, method):
     points = simulated([method], [0.1], steps=35_000)[method][0]
     check_golden(method, points)
