@@ -36,11 +36,12 @@ def value_and_task_grads(
         has_aux: whether ``losses_fn`` returns a pair ``(losses, aux)``.
         strategy: how the ``T`` pull-backs run:
 
-            * ``"vmap"``: one batched pull-back; fastest on accelerators, and on CPUs
-              for networks of matrix products. Memory ``T`` times the activations.
+            * ``"vmap"``: one batched pull-back; the choice on accelerators. Memory ``T``
+              times the activations.
             * ``"unroll"``: ``T`` pull-backs one after another in one program; fastest on
               CPUs for networks with ``lax`` convolutions. Compile time grows with ``T``.
-            * ``"map"``: a ``lax.map`` loop, the activations' memory only once.
+            * ``"map"``: a ``lax.map`` loop, the activations' memory only once; the choice
+              on CPUs for networks of matrix products.
             * ``"auto"``: see :func:`choose_strategy`.
         heads: task-specific parameters, a bool mask or a path predicate (see
             ``tree.HeadsSpec``). Their leaves come back summed over the tasks with shape
@@ -99,15 +100,15 @@ def value_and_task_grads(
 def choose_strategy(pullback: Callable[[Array], Any], losses: Array) -> str:
     """Returns what ``strategy="auto"`` picks for a pull-back on the default backend.
 
-    Measured (``docs/measurements.md``): on accelerators the batched pull-back wins. XLA's
-    CPU backend runs a batched pull-back of a convolution up to 2x slower than ``T``
-    separate ones, while networks of matrix products gain from the batch; so on a CPU
-    the answer depends on whether the pull-back contains a convolution.
+    On accelerators the batched pull-back. On CPUs (measured, ``docs/measurements.md``)
+    XLA batches pull-backs badly: a loop is 1.4 to 1.7 times faster for LeNet as matrix
+    products, and keeps one task's activations in the cache. But XLA runs convolutions
+    inside loops many times slower than outside, so networks that contain any are unrolled.
     """
     if jax.default_backend() != "cpu":
         return "vmap"
     jaxpr = jax.make_jaxpr(pullback)(jnp.ones_like(losses))
-    return "unroll" if "conv_general_dilated" in _primitives(jaxpr.jaxpr) else "vmap"
+    return "unroll" if "conv_general_dilated" in _primitives(jaxpr.jaxpr) else "map"
 
 
 def check_losses(losses: Any) -> None:
