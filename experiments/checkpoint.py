@@ -26,7 +26,7 @@ def save(folder: Path, state: Any) -> None:
     if path.exists():
         return  # the same run after the same step
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path, _to_dict(state))
+        checkpointer.save(path, to_dict(state))
     for old in _complete(folder):
         if old != path:
             shutil.rmtree(old)
@@ -47,25 +47,35 @@ def restore(folder: Path, like: Any) -> Any:
     Raises:
         ValueError: if the checkpoint is damaged or of another structure.
     """
+    path, found = read(folder)
+    shapes = {name: leaf.shape for name, leaf in to_dict(like).items()}
+    if shapes != {name: np.shape(leaf) for name, leaf in found.items()}:
+        raise ValueError(
+            f"the checkpoint {path} holds other arrays than this method's state: "
+            f"{_advice(folder)}"
+        )
+    return _from_dict(found, like)
+
+
+def read(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Path and content of the run's checkpoint: arrays by their paths in the state.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     path = _complete(folder)[-1].absolute()
-    advice = f"delete {folder / FOLDER} and resume to start this run again"
-    wanted = _to_dict(like)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            found = checkpointer.restore(
-                path, restore_args={name: _as_numpy() for name in wanted}
-            )
+            return path, checkpointer.restore(path)
     except Exception as error:  # orbax raises whatever its storage layers raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the checkpoint {path} is damaged or foreign ({reason}): {advice}"
+            f"the checkpoint {path} is damaged or foreign ({reason}): {_advice(folder)}"
         ) from error
-    shapes = {name: jnp.shape(leaf) for name, leaf in wanted.items()}
-    if shapes != {name: np.shape(leaf) for name, leaf in found.items()}:
-        raise ValueError(
-            f"the checkpoint {path} holds other arrays than this method's state: {advice}"
-        )
-    return _from_dict(found, like)
+
+
+def _advice(folder: Path) -> str:
+    return f"delete {folder / FOLDER} and resume to start this run again"
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -73,19 +83,15 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / FOLDER).glob("*") if p.name.isdigit())
 
 
-def _as_numpy() -> ocp.RestoreArgs:
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-
-
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
-def _to_dict(state: Any) -> dict[str, Any]:
-    """One flat dictionary by path; typed keys as their integers."""
+def to_dict(state: Any) -> dict[str, np.ndarray]:
+    """One flat dictionary of NumPy arrays by path; typed keys as their integers."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        tree.path_name(path).replace("/", "."): (
+        tree.path_name(path).replace("/", "."): np.asarray(
             jax.random.key_data(leaf) if _is_key(leaf) else leaf
         )
         for path, leaf in leaves
@@ -102,6 +108,6 @@ def _from_dict(found: dict[str, Any], like: Any) -> Any:
         return jax.device_put(value, leaf.sharding)
 
     leaves, structure = jax.tree.flatten(like)
-    names = list(_to_dict(like))
+    names = list(to_dict(like))
     placed = [place(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     return jax.tree.unflatten(structure, placed)

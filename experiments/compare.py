@@ -110,8 +110,8 @@ def method_calls(config: CompareConfig, num_tasks: int) -> list[str]:
             f"grid needs two tasks and a count >= 0, got {num_tasks} and {config.grid}"
         )
     for i in range(config.grid):
-        first = round((i + 0.5) / config.grid, 4)
-        calls.append(f"ls(weights=({first:g}, {round(1 - first, 4):g}))")
+        first = round((i + 0.5) / config.grid, 2)
+        calls.append(f"ls(weights=({first:g}, {1 - first:.2g}))")
     calls = list(dict.fromkeys(calls))
     if not calls or not config.seeds:
         raise ValueError("methods and seeds must name at least one each")

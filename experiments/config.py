@@ -13,7 +13,7 @@ class Protocol:
 
     data_dir: Path | None = None
     """Folder of the full base sets; without it the embedded 5,000 digits are used."""
-    construction: Literal["mgda", "exploration", "exploration_14", "mdmtn"] = "mgda"
+    construction: Literal["mgda", "exploration", "mdmtn"] = "mgda"
     """Published recipe by which two images become one."""
     left: Literal["mnist", "fashion_mnist"] = "mnist"
     """Base set of the first task."""

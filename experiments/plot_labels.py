@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
@@ -18,6 +19,8 @@ MARK = 7
 def place(axes: Axes, texts: Sequence[tuple[str, tuple[float, float], str]]) -> None:
     """Writes ``(label, (x, y), colour)`` beside their points, with a line where far.
 
+    Points outside the axes get no label.
+
     Each label takes the nearest of some places around its point that lies inside the
     axes and covers the least of the markers and labels that are there already.
     """
@@ -26,7 +29,11 @@ def place(axes: Axes, texts: Sequence[tuple[str, tuple[float, float], str]]) -> 
     scale = figure.dpi / 72
     taken = [_square(axes.transData.transform(xy), MARK * scale) for _, xy, _ in texts]
     inside = axes.get_window_extent()
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white", alpha=0.8)]
     for label, xy, colour in texts:
+        anchor = axes.transData.transform(xy)
+        if not inside.contains(*anchor):
+            continue
         note = axes.annotate(
             label,
             xy,
@@ -36,17 +43,18 @@ def place(axes: Axes, texts: Sequence[tuple[str, tuple[float, float], str]]) -> 
             va="center",
             color=colour,
             fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0},
-            zorder=4,
+            path_effects=halo,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0},
+            zorder=5,
         )
         size = note.get_window_extent()
-        anchor = axes.transData.transform(xy)
         best = min(
             _candidates(size.width / scale, size.height / scale),
             key=lambda offset: _cost(_box(anchor, offset, size, scale), taken, inside),
         )
         note.set_position(best)
-        if note.arrow_patch is not None and np.hypot(*best) > size.width / scale:
+        far = np.hypot(*best) > size.width / scale / 2 + 2 * DISTANCES[0]
+        if note.arrow_patch is not None and far:
             note.arrow_patch.set_alpha(0.7)
         taken.append(_box(anchor, best, size, scale))
 

@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # no display on servers; before pyplot is imported
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from experiments import plot_labels, records
 
@@ -23,6 +24,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":")
 GREY = "#767676"
+MANY = 6
+"""With more lines than this in one panel, bands would hide them."""
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -63,7 +66,8 @@ def _curves(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, np.nda
     for run in summary["runs"]:
         lines = records.read_lines(folder / run["run"] / "metrics.jsonl")
         lines = [line for line in lines if line["kind"] == "train"]
-        if len(run["tasks"]) == len(summary["tasks"]):
+        all_tasks = len(run["tasks"]) == len(summary["tasks"])
+        if all_tasks and not _is_fixed(run["method"]):
             by_method.setdefault(run["method"], []).append(lines)
     return {
         method: {
@@ -75,6 +79,11 @@ def _curves(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, np.nda
         }
         for method, runs in by_method.items()
     }
+
+
+def _is_fixed(method: str) -> bool:
+    """Whether the method is a point of the grid of fixed weights."""
+    return method.startswith("ls(weights=")
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -90,14 +99,16 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(values, kernel, "same") / weights
 
 
-def _line(axes: Axes, step: np.ndarray, runs: np.ndarray, **look: Any) -> None:
+def _line(
+    axes: Axes, step: np.ndarray, runs: np.ndarray, *, band: bool, **look: Any
+) -> None:
     """Mean over the seeds, and the range between them; ``runs`` is (seeds, N)."""
     width = max(1, len(step) // 40)
     smooth = np.stack([_smooth(run, width) for run in runs])
     axes.plot(step, smooth.mean(0), linewidth=1.6, **look)
-    if len(runs) > 1:
-        band = smooth.min(0), smooth.max(0)
-        axes.fill_between(step, *band, color=look["color"], alpha=0.12, linewidth=0)
+    if band and len(runs) > 1:
+        ends = smooth.min(0), smooth.max(0)
+        axes.fill_between(step, *ends, color=look["color"], alpha=0.12, linewidth=0)
 
 
 def draw_losses(
@@ -111,8 +122,12 @@ def draw_losses(
     for t, axes in enumerate(grid[0]):
         for i, (method, curve) in enumerate(curves.items()):
             losses = curve["losses"][:, :, t]
-            _line(axes, curve["step"], losses, label=method, **_look(i))
+            look = {"band": len(curves) <= MANY, "label": method, **_look(i)}
+            _line(axes, curve["step"], losses, **look)
         axes.set(title=f"{tasks[t]} task", xlabel="step", yscale="log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
     grid[0, 0].set_ylabel("training loss")
     _legend(figure, grid[0, -1])
     return figure
@@ -123,7 +138,8 @@ def draw_conflict(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
     for i, (method, curve) in enumerate(curves.items()):
         cosines = curve["cosines"].mean(-1)
-        _line(axes, curve["step"], cosines, label=method, **_look(i))
+        look = {"band": len(curves) <= MANY, "label": method, **_look(i)}
+        _line(axes, curve["step"], cosines, **look)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="step", ylabel="cosine between task gradients")
     axes.set_title("Below zero the tasks pull the shared layers apart", fontsize=10)
@@ -134,7 +150,9 @@ def draw_conflict(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
 def draw_weights(
     summary: dict[str, Any], curves: dict[str, dict[str, np.ndarray]]
 ) -> Figure:
-    """Share of every task in the weights, one panel per method."""
+    """Share of every task in the weights, one panel per method whose weights move."""
+    moving = {m: c for m, c in curves.items() if np.ptp(c["weights"], axis=1).any()}
+    curves = moving or curves
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
     figure, grid = plt.subplots(
@@ -145,13 +163,15 @@ def draw_weights(
         sharex=True,
         sharey=True,
     )
-    for axes in grid.flat[len(curves) :]:
-        axes.set_axis_off()
+    for i, axes in enumerate(grid.flat):
+        axes.set_axis_off() if i >= len(curves) else None
+        axes.tick_params(labelbottom=i + columns >= len(curves))
     for axes, (method, curve) in zip(grid.flat, curves.items(), strict=False):
         total = np.abs(curve["weights"]).sum(-1, keepdims=True)
         shares = curve["weights"] / np.where(total > 0, total, 1)
         for t, task in enumerate(summary["tasks"]):
-            _line(axes, curve["step"], shares[:, :, t], label=task, **_look(t))
+            look = {"band": True, "label": task, **_look(t)}
+            _line(axes, curve["step"], shares[:, :, t], **look)
         axes.set_title(method, fontsize=9)
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("share of the task's weight", fontsize=10)
@@ -173,32 +193,32 @@ def draw_accuracy(summary: dict[str, Any]) -> Figure:
     """
     rows = {row["method"]: row for row in summary["rows"]}
     single = rows.pop("single-task")
-    fixed = [row for name, row in rows.items() if name.startswith("ls(weights=")]
-    others = [row for row in rows.values() if row not in fixed]
-    figure, axes = plt.subplots(figsize=(6.4, 5.2))
+    fixed = [row for method, row in rows.items() if _is_fixed(method)]
+    others = [row for method, row in rows.items() if not _is_fixed(method)]
+    figure, axes = plt.subplots(figsize=(6.8, 5.4))
     texts: list[tuple[str, tuple[float, float], str]] = []
     if fixed:
         fixed.sort(key=lambda row: row["accuracy"][0])
-        points = np.array([row["accuracy"][:2] for row in fixed])
-        axes.plot(*points.T, "-", color=GREY, linewidth=1, zorder=2)
+        points = np.array([_xy(row) for row in fixed])
+        axes.plot(*points.T, "-o", color=GREY, linewidth=1, markersize=4, zorder=2)
         for row in fixed:
-            _point(axes, row, color=GREY, marker="o", markersize=4)
             label = row["method"].removeprefix("ls(weights=").removesuffix(")")
             texts.append((label, _xy(row), GREY))
     for i, row in enumerate(others):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        _point(axes, row, color=colour, marker=marker, markersize=8)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // 7) % 7]
+        _point(axes, row, colour, marker)
         texts.append((row["method"], _xy(row), colour))
-    _margins(axes, [single, *fixed, *others])
+    _margins(axes, [single, *(others or fixed)])
     _reference(axes, single)
     tasks = summary["tasks"]
     axes.set_xlabel(f"test accuracy of the {tasks[0]} task, %")
     axes.set_ylabel(f"test accuracy of the {tasks[1]} task, %")
-    plot_labels.place(axes, texts)
+    # The methods first: fixed weights take the places that are left.
+    plot_labels.place(axes, texts[len(fixed) :] + texts[: len(fixed)])
     seeds = max(row["seeds"] for row in summary["rows"])
-    bars = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    extra = "; grey: fixed weights" if fixed else ""
-    axes.set_title(f"{bars}; dashed: single-task networks{extra}", fontsize=9)
+    title = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    title += "\ndashed: single-task networks"
+    axes.set_title(title + ("; grey: fixed weights" if fixed else ""), fontsize=9)
     return figure
 
 
@@ -206,11 +226,12 @@ def _xy(row: dict[str, Any]) -> tuple[float, float]:
     return row["accuracy"][0], row["accuracy"][1]
 
 
-def _point(axes: Axes, row: dict[str, Any], **look: Any) -> None:
-    """One method's mean, with error bars where there are several seeds."""
+def _point(axes: Axes, row: dict[str, Any], colour: str, marker: str) -> None:
+    """One method's mean, with faint error bars where there are several seeds."""
     (x, y), (dx, dy) = _xy(row), row["std"][:2]
-    style = {"linestyle": "none", "markeredgecolor": "white", "capsize": 2.5, **look}
-    axes.errorbar(x, y, xerr=dx, yerr=dy, elinewidth=1, zorder=3, **style)
+    axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="none", ecolor=colour, alpha=0.35)
+    look = {"color": colour, "markeredgecolor": "white", "markersize": 9}
+    axes.plot(x, y, marker, zorder=3, **look)
 
 
 def _margins(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
