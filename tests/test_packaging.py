@@ -1,0 +1,34 @@
+"""The two lists of requirements agree, and every range has a reason."""
+
+import pathlib
+import re
+import tomllib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def requirements():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_library_requirements_are_listed_alike():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {line.split("#")[0].strip() for line in requirements()}
+    assert set(project["dependencies"]) <= listed
+    for extra in project["optional-dependencies"].values():
+        assert set(extra) <= listed
+
+
+def test_every_requirement_has_a_range_and_a_reason():
+    for line in requirements():
+        requirement, _, reason = line.partition("#")
+        assert re.match(r"[a-zA-Z0-9_\[\]-]+>=", requirement), line
+        assert reason.strip(), line
+
+
+def test_version_is_stated_once_more_only():
+    import mtl_jax
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == mtl_jax.__version__
