@@ -80,7 +80,9 @@ class Problem:
         """Steps of one compiled scan: a divisor of the epoch's, so one shape serves all.
 
         On a CPU about 32, so that the progress bar moves and ctrl-C is heard; elsewhere
-        the whole epoch.
+        the whole epoch. A step of `ls` in a scan takes 16 ms, called from a Python loop
+        18 ms (batch 128; 39 and 46 ms at 256; minima of 6, two shared x86-64 cores), so
+        scans are right on CPUs too, as long as the convolution is in block form.
         """
         steps = self.steps_per_epoch
         if jax.default_backend() != "cpu":
