@@ -25,13 +25,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist
 
 # The stamp is written last, so that an interrupted installation is repeated.
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt
 	$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(v < (3, 11) and f'Python 3.11 or newer is needed, found {v.major}.{v.minor}: set PYTHON=')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(READY)
