@@ -17,6 +17,7 @@ from rich.table import Table
 
 import mtl_jax
 from experiments import records
+from experiments.bench_torch import plain_step_ms
 from experiments.problem import is_head
 from mtl_jax.models import LeNet, cross_entropy
 
@@ -44,6 +45,8 @@ class BenchConfig:
     """Images per step."""
     repeats: int = 15
     """Timed rounds; each round times every program once, the table shows medians."""
+    torch: bool = False
+    """Also time PyTorch's plain step, if torch is installed."""
 
 
 def run(config: BenchConfig) -> Path:
@@ -55,6 +58,11 @@ def run(config: BenchConfig) -> Path:
             row = rows.setdefault(name, {})
             row[f"ms_{num_tasks}"] = round(1e3 * seconds, 2)
             row[f"compile_s_{num_tasks}"] = round(compiled[name], 2)
+    if config.torch:
+        rows["plain, PyTorch"] = {
+            f"ms_{t}": round(plain_step_ms(t, config.batch_size, config.repeats), 2)
+            for t in config.tasks
+        }
     for row in rows.values():
         for num_tasks in config.tasks:
             plain = rows["plain"][f"ms_{num_tasks}"]
