@@ -15,9 +15,6 @@ from mtl_jax.models import FunctionalModel
 from mtl_jax.train import TrainLossesFn
 
 EVAL_BATCH = 1000
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-"""For programs that run once: XLA takes 9 s on one core to optimise LeNet's random
-numbers, and 1 s to leave them as they are."""
 
 
 def make_losses(model: FunctionalModel) -> TrainLossesFn:
@@ -33,7 +30,7 @@ def make_losses(model: FunctionalModel) -> TrainLossesFn:
     return losses_fn
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK_COMPILE)
+@functools.partial(jax.jit, static_argnums=0)
 def init_model(
     model: FunctionalModel, key: jax.Array, images: jax.Array
 ) -> tuple[Any, Any]:

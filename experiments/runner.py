@@ -68,9 +68,7 @@ class Trainer:
             )
 
         replicated = problem.replicated
-        self._init = jax.jit(
-            init, out_shardings=replicated, compiler_options=network.QUICK_COMPILE
-        )
+        self._init = jax.jit(init, out_shardings=replicated)
         self._chunk = jax.jit(chunk, donate_argnums=0, out_shardings=replicated)
         self._program: Callable[..., Any] | None = None
         self.compile_seconds = 0.0

@@ -127,6 +127,7 @@ def test_a_corrupt_checkpoint_is_one_sentence(whole, trainer, tmp_path):
         trainer.run(folder, seed=3, resume=True)
 
 
+@pytest.mark.slow  # tests/test_train.py has a smaller one
 def test_devices_do_not_matter(whole, tmp_path):
     assert len(jax.devices()) == 8
     Trainer(Problem(TINY), "pcgrad").run(tmp_path / "run", seed=3)
