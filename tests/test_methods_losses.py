@@ -1,5 +1,6 @@
 """Replays of the loss-driven rules in plain NumPy float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ GRAM = np.diag([1.0, 6.0, 9.0])  # no norm equals their mean: no ties in |.|
 
 def run(call, losses=LOSSES, gram=GRAM):
     weighting = mtl_jax.build_weighting(call, 3)
-    state, weights = weighting.init(), []
-    for row in losses:
-        statistics = Statistics(jnp.asarray(gram), jnp.asarray(row))
-        weight, state = weighting.update(statistics, state)
-        weights.append(np.asarray(weight))
-    return np.stack(weights), state
+    gram = jnp.asarray(gram)
+
+    def step(state, row):
+        weights, state = weighting.update(Statistics(gram, row), state)
+        return state, weights
+
+    state, weights = jax.lax.scan(step, weighting.init(), jnp.asarray(losses))
+    return np.asarray(weights), state
 
 
 def adam(gradients, rate):
