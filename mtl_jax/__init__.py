@@ -8,7 +8,9 @@ leading axis by :func:`value_and_task_grads`, into one update::
     updates, state = tx.update(task_grads, state, params, losses=losses)
 """
 
+from mtl_jax import metrics as metrics
 from mtl_jax import solvers as solvers
+from mtl_jax import train as train
 from mtl_jax import tree as tree
 from mtl_jax import weighting as weighting
 from mtl_jax._types import Statistics as Statistics
