@@ -103,7 +103,8 @@ OPPOSED = np.array([[2.0, 0.0], [-1.0, 0.0]])
 def test_opposed_gradients_stop(call):
     """The documented limit at a Pareto-stationary point: no update."""
     update, _ = update_and_weights(call, OPPOSED)
-    np.testing.assert_allclose(update, 0, atol=2e-3 if call == "nash_mtl" else 1e-6)
+    # Nash-MTL's weights grow to about 1e3 here; their products cancel to rounding.
+    np.testing.assert_allclose(update, 0, atol=2e-4 if call == "nash_mtl" else 1e-6)
 
 
 def test_imtl_g_at_a_stationary_point_takes_the_vanishing_combination():
@@ -129,7 +130,8 @@ GOLDEN_WEIGHTS = {
     "nash_mtl": (0.453325, 0.436436, 0.342681),
     "imtl_g": (0.381251, 0.330550, 0.288199),
     "mgda": (0.386207, 0.372414, 0.241379),
-    "upgrad": (0.416667, 0.333333, 0.380952),
+    # Only the first and third conflict, <g1, g3> = -1.5, |g1|^2 = 6, |g3|^2 = 10.5.
+    "upgrad": ((1 + 1.5 / 6) / 3, 1 / 3, (1 + 1.5 / 10.5) / 3),
     "aligned_mtl": (0.342412, 0.333333, 0.264569),
     "cagrad(c=0.5)": (0.559285, 0.539311, 0.349553),
 }
@@ -150,7 +152,9 @@ def test_golden_weights(call):
 def test_upgrad_golden_without_the_regulariser():
     """TorchJD's (0.292902, 1.900352, ...) contains its 1e-4; exactly it is PCGrad / 2."""
     update, _ = update_and_weights("upgrad", TWO)
-    np.testing.assert_allclose(update, (0.292398, 1.900585, 1.900585), atol=2e-6)
+    np.testing.assert_allclose(
+        update, np.array(GOLDEN_UPDATES["pcgrad"]) / 2, atol=2e-6
+    )
 
 
 def two_tasks(a, b, c):
