@@ -2,14 +2,21 @@
 
 from mtl_jax.models.conv import conv_pool
 from mtl_jax.models.functional import FunctionalModel, as_functional
-from mtl_jax.models.lenet import Encoder, Heads, LeNet
+from mtl_jax.models.heads import Heads
+from mtl_jax.models.lenet import Encoder, LeNet
 from mtl_jax.models.losses import accuracy, cross_entropy
+from mtl_jax.models.resnet import ResNet18, ResNet18Encoder
+from mtl_jax.models.transformer import TransformerClassifier, TransformerEncoder
 
 __all__ = [
     "Encoder",
     "FunctionalModel",
     "Heads",
     "LeNet",
+    "ResNet18",
+    "ResNet18Encoder",
+    "TransformerClassifier",
+    "TransformerEncoder",
     "accuracy",
     "as_functional",
     "conv_pool",

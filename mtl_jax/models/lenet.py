@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax._types import Array, check_choice, check_num_tasks
 from mtl_jax.models.conv import FORMS, conv_pool
+from mtl_jax.models.heads import Heads, fan_in_uniform, keep_mask
 
 VARIANTS = ("small", "mgda")
 
@@ -34,8 +34,8 @@ class LeNet(nn.Module):
     ``{"encoder": ..., "heads": ...}``, so ``lambda path: path.startswith("heads/")``
     marks the task-specific ones. The heads of all tasks are stacked, leaves
     ``(T, ...)``: one batched product serves any ``T``, and 40 tasks compile as fast as
-    two. :class:`Encoder` and :class:`Heads` also work alone, on ``params["encoder"]``
-    and ``params["heads"]``.
+    two. :class:`Encoder` and :class:`~mtl_jax.models.heads.Heads` also work alone, on
+    ``params["encoder"]`` and ``params["heads"]``.
 
     Args:
         num_tasks: the number of tasks ``T``.
@@ -103,9 +103,9 @@ class Encoder(nn.Module):
         x = self._conv_pool("conv2", x, 20)
         if self.dropout and train:
             # Released code masks before the pool; masks of 0 and 1 commute with it.
-            x = x * _keep_mask(self, (1, 1, 1, x.shape[-1]), x.dtype)
+            x = x * keep_mask(self, (1, 1, 1, x.shape[-1]), x.dtype)
         x = nn.relu(x).reshape(x.shape[0], -1)
-        uniform = _torch_uniform(x.shape[-1])
+        uniform = fan_in_uniform(x.shape[-1])
         return nn.relu(
             nn.Dense(
                 50,
@@ -130,65 +130,8 @@ class ConvPool(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (5, 5, x.shape[-1], self.features)
-        uniform = _torch_uniform(math.prod(shape[:3]))
+        uniform = fan_in_uniform(math.prod(shape[:3]))
         kernel = self.param("kernel", uniform, shape, self.param_dtype)
         bias = self.param("bias", uniform, shape[3:], self.param_dtype)
         # Constant over a pooling window, so the bias can wait until after the pool.
         return conv_pool(x, kernel, form=self.conv) + bias.reshape(1, 1, 1, -1)
-
-
-class Heads(nn.Module):
-    """One classifier per task: features ``(B, d)`` to logits ``(T, B, classes)``.
-
-    With ``hidden`` set, each head is dense, ReLU, (dropout,) dense; else one dense.
-    """
-
-    num_tasks: int
-    num_classes: int = 10
-    hidden: int | None = None
-    dropout: bool = False
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> Array:
-        z = jnp.broadcast_to(z, (self.num_tasks, *z.shape))
-        if self.hidden is not None:
-            z = nn.relu(self._dense("hidden", z, self.hidden))
-            if self.dropout and train:
-                z = z * _keep_mask(self, z.shape, z.dtype)
-        return self._dense("out", z, self.num_classes)
-
-    def _dense(self, name: str, z: Array, features: int) -> Array:
-        return StackedDense(features, self.param_dtype, name=name)(z)
-
-
-class StackedDense(nn.Module):
-    """``T`` dense layers at once, ``(T, B, d)`` to ``(T, B, features)``."""
-
-    features: int
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        num_tasks, _, size = z.shape
-        uniform = _torch_uniform(size)
-        shape = (num_tasks, size, self.features)
-        kernel = self.param("kernel", uniform, shape, self.param_dtype)
-        bias = self.param("bias", uniform, (num_tasks, self.features), self.param_dtype)
-        return jnp.einsum("tbi,tio->tbo", z, kernel) + bias[:, None]
-
-
-def _torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """Initialiser ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-        # Drawn flat: XLA's CPU backend takes seconds to compile a draw of rank 3 or 4.
-        flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
-        return flat.reshape(shape)
-
-    return init
-
-
-def _keep_mask(module: nn.Module, shape: tuple[int, ...], dtype: Any) -> Array:
-    return jax.random.bernoulli(module.make_rng("dropout"), 0.5, shape).astype(dtype)
