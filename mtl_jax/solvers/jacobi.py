@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from mtl_jax._types import Array
@@ -59,68 +58,53 @@ def gram_spectrum(scaled: ScaledGram) -> GramSpectrum:
 
 
 def _orthogonalise(columns: Array, eps: float) -> tuple[Array, Array]:
-    """Rotates pairs of columns until all are orthogonal; returns them and the rotation."""
-    num_tasks = columns.shape[0]
-    eye = jnp.eye(num_tasks, dtype=columns.dtype)
-    if num_tasks == 1:
-        return columns, eye
-    pairs = jnp.asarray(_round_robin(num_tasks))
+    """Rotates pairs of columns until all are orthogonal; returns them and the rotation.
 
-    def rotate(carry: tuple[Array, Array], pair: Array):
-        # Columns of both matrices side by side: one gather and one scatter serve both.
-        stacked, worst = carry
-        p, q = pair
-        left, right = stacked[:, p], stacked[:, q]
-        x, y = left[:num_tasks], right[:num_tasks]
-        alpha, beta = jnp.sum(x * x, axis=0), jnp.sum(y * y, axis=0)
-        gamma = jnp.sum(x * y, axis=0)
+    All pairs meet once a sweep, in rounds of disjoint ones by the circle method: column
+    0 stays, the others move on by one place, and a sweep ends in the order it began.
+    """
+    num_tasks = columns.shape[0]
+    half = (num_tasks + 1) // 2
+    # Row i holds column i of both matrices; a zero row is the odd one's partner.
+    rows = jnp.concatenate([columns.T, jnp.eye(num_tasks, dtype=columns.dtype)], axis=1)
+    rows = jnp.pad(rows, ((0, 2 * half - num_tasks), (0, 0)))
+
+    def rotate(carry: tuple[Array, Array, Array], _: None):
+        left, right, worst = carry
+        x, y = left[:, :num_tasks], right[:, :num_tasks]
+        alpha, beta = jnp.sum(x * x, axis=1), jnp.sum(y * y, axis=1)
+        gamma = jnp.sum(x * y, axis=1)
         size = jnp.sqrt(alpha) * jnp.sqrt(beta)
         cosine = jnp.abs(gamma) / jnp.where(size > 0, size, 1)
-        needed = (cosine > eps) & (p != q)
+        needed = cosine > eps
         safe = jnp.where(needed, gamma, 1)
         zeta = (beta - alpha) / (2 * safe)
         sign = jnp.where(zeta >= 0, 1.0, -1.0).astype(zeta.dtype)
         tangent = sign / (jnp.abs(zeta) + jnp.sqrt(1 + jnp.square(zeta)))
-        tangent = jnp.where(needed, tangent, 0)
+        tangent = jnp.where(needed, tangent, 0)[:, None]
         cos = lax.rsqrt(1 + jnp.square(tangent))
         sin = cos * tangent
-        moved_left = cos[None, :] * left - sin[None, :] * right
-        moved_right = sin[None, :] * left + cos[None, :] * right
-        # Padding pairs a column with itself: both writes then leave it as it was.
-        stacked = stacked.at[:, p].set(moved_left).at[:, q].set(moved_right)
+        left, right = cos * left - sin * right, sin * left + cos * right
         worst = jnp.maximum(worst, jnp.max(jnp.where(needed, cosine, 0)))
-        return (stacked, worst), None
+        if half > 1:
+            left, right = (
+                jnp.concatenate([left[:1], right[:1], left[1:-1]]),
+                jnp.concatenate([right[1:], left[-1:]]),
+            )
+        return (left, right, worst), None
 
-    def sweep(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        stacked, _, count = state
-        start = (stacked, jnp.zeros([], columns.dtype))
-        (stacked, worst), _ = lax.scan(rotate, start, pairs)
-        return stacked, worst, count + 1
+    def sweep(state: tuple[Array, Array, Array, Array]):
+        left, right, _, count = state
+        start = (left, right, jnp.zeros([], columns.dtype))
+        carry, _ = lax.scan(rotate, start, length=2 * half - 1)
+        return *carry, count + 1
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        _, worst, count = state
+    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+        _, _, worst, count = state
         return (worst > num_tasks * eps) & (count < MAX_SWEEPS)
 
-    count = jnp.zeros([], jnp.int32)
-    start = (jnp.concatenate([columns, eye]), jnp.ones([], columns.dtype), count)
-    stacked, _, _ = lax.while_loop(unfinished, sweep, start)
-    return stacked[:num_tasks], stacked[num_tasks:]
-
-
-def _round_robin(num_tasks: int) -> np.ndarray:
-    """All pairs in rounds of disjoint ones, ``(rounds, 2, T // 2)``, by the circle method.
-
-    With odd ``T`` one column sits out each round, paired with itself in the padding.
-    """
-    players = num_tasks + num_tasks % 2
-    circle, rounds = list(range(players)), []
-    for _ in range(players - 1):
-        half = players // 2
-        left, right = circle[:half], circle[half:][::-1]
-        pairs = [
-            (min(a, b), min(a, b)) if max(a, b) == num_tasks else (a, b)
-            for a, b in zip(left, right, strict=True)
-        ]
-        rounds.append(np.array(pairs).T)
-        circle = [circle[0], circle[-1], *circle[1:-1]]
-    return np.stack(rounds)
+    worst, count = jnp.ones([], columns.dtype), jnp.zeros([], jnp.int32)
+    start = (rows[:half], rows[half:][::-1], worst, count)
+    left, right, _, _ = lax.while_loop(unfinished, sweep, start)
+    rows = jnp.concatenate([left, right[::-1]])[:num_tasks]
+    return rows[:, :num_tasks].T, rows[:, num_tasks:].T
