@@ -14,7 +14,7 @@ Frank-Wolfe  26 (30)    57 (57)    121 (121)  0.7
 
 Frank-Wolfe's update is then still off by a few per cent (T = 3), 12 % (T = 40, random).
 So two tasks use the closed form and more the active set, the fastest of those that are
-exact. ``python -m experiments.bench_solvers`` measures again.
+exact. ``python -m experiments bench --part solvers`` measures again.
 """
 
 from __future__ import annotations
