@@ -16,7 +16,7 @@ LAYERS = (
     ("transforms",),
     ("pareto", "sparsity"),
     ("registry",),
-    ("train",),
+    ("train", "sharding"),
 )
 LEAVES = ("metrics", "models", "data")  # import no method
 HEAVY = {
