@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,34 +67,83 @@ def value_and_task_grads(
          [ 2.  2.]]
     """
     check_choice("strategy", strategy, STRATEGIES)
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def value_and_task_grads_fn(*args: Any, **kwargs: Any) -> tuple[Any, StackedTree]:
-        split, join = _splitter(tuple(args[i] for i in positions), heads)
-
-        def losses_of(shared: list[Array], head: list[Array]) -> Any:
-            full = list(args)
-            for i, value in zip(positions, join(shared, head), strict=True):
-                full[i] = value
-            output = losses_fn(*full, **kwargs)
-            losses, aux = output if has_aux else (output, None)
-            check_losses(losses)
-            return losses, aux
-
-        losses, pullback, aux = jax.vjp(losses_of, *split, has_aux=True)
-        num_tasks = losses.shape[0]
-        shared_grads = _stacked_pullback(
-            lambda cotangent: pullback(cotangent)[0], losses, strategy
-        )
+        linear = linearize_losses(losses_fn, argnums, has_aux, heads, args, kwargs)
+        shared_grads = stacked_pullback(linear.shared, linear.losses, strategy)
         head_grads = []
-        if split[1]:
-            summed = pullback(jnp.ones(num_tasks, losses.dtype))[1]
-            head_grads = [leaf[None] for leaf in summed]
-        grads = join(shared_grads, head_grads)
-        value = (losses, aux) if has_aux else losses
-        return value, grads[0] if isinstance(argnums, int) else grads
+        if linear.num_heads:
+            ones = jnp.ones_like(linear.losses)
+            head_grads = [leaf[None] for leaf in linear.heads(ones)]
+        return linear.value, linear.join(shared_grads, head_grads)
 
     return value_and_task_grads_fn
+
+
+class LinearizedLosses(NamedTuple):
+    """The losses at one point and their pull-back, shared and head parameters apart."""
+
+    losses: Array
+    """``(T,)``."""
+    value: Any
+    """What the caller gets: the losses, or ``(losses, aux)``."""
+    pullback: Callable[[Array], tuple[list[Array], list[Array]]]
+    """Cotangent ``(T,)`` -> gradients of the shared and of the head leaves, ``(*p)``."""
+    join: Callable[[Sequence[Any], Sequence[Any]], Any]
+    """Puts shared and head leaves together as ``jax.grad`` nests its results."""
+    num_heads: int
+    """Number of head leaves."""
+    function: Callable[[list[Array]], Array]
+    """Shared leaves -> losses, the function that was linearised ..."""
+    point: list[Array]
+    """... and the leaves where."""
+
+    def shared(self, cotangent: Array) -> list[Array]:
+        """Pulls back to the shared leaves only (the compiler drops the others)."""
+        return self.pullback(cotangent)[0]
+
+    def heads(self, cotangent: Array) -> list[Array]:
+        """Pulls back to the head leaves only."""
+        return self.pullback(cotangent)[1]
+
+
+def linearize_losses(
+    losses_fn: LossesFn,
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    heads: tree.HeadsSpec,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> LinearizedLosses:
+    """Runs the forward pass once; arguments as for :func:`value_and_task_grads`."""
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    split, join = _splitter(tuple(args[i] for i in positions), heads)
+
+    def losses_of(shared: list[Array], head: list[Array]) -> Any:
+        full = list(args)
+        for i, value in zip(positions, join(shared, head), strict=True):
+            full[i] = value
+        output = losses_fn(*full, **kwargs)
+        losses, aux = output if has_aux else (output, None)
+        check_losses(losses)
+        return losses, aux
+
+    def nest(shared: Sequence[Any], head: Sequence[Any]) -> Any:
+        targets = join(shared, head)
+        return targets[0] if isinstance(argnums, int) else targets
+
+    losses, pullback, aux = jax.vjp(losses_of, *split, has_aux=True)
+    value = (losses, aux) if has_aux else losses
+    point, head = split
+    return LinearizedLosses(
+        losses,
+        value,
+        pullback,
+        nest,
+        num_heads=len(head),
+        function=lambda shared: losses_of(shared, head)[0],
+        point=point,
+    )
 
 
 def choose_strategy(pullback: Callable[[Array], Any], losses: Array) -> str:
@@ -109,6 +158,21 @@ def choose_strategy(pullback: Callable[[Array], Any], losses: Array) -> str:
         return "vmap"
     jaxpr = jax.make_jaxpr(pullback)(jnp.ones_like(losses))
     return "unroll" if "conv_general_dilated" in _primitives(jaxpr.jaxpr) else "map"
+
+
+def stacked_pullback(
+    pullback: Callable[[Array], list[Array]], losses: Array, strategy: str
+) -> list[Array]:
+    """Pulls back the ``T`` unit cotangents; leaves ``(T, *p)`` by the given strategy."""
+    if strategy == "auto":
+        strategy = choose_strategy(pullback, losses)
+    cotangents = jnp.eye(losses.shape[0], dtype=losses.dtype)
+    if strategy == "vmap":
+        return jax.vmap(pullback)(cotangents)
+    if strategy == "map":
+        return lax.map(pullback, cotangents)
+    rows = [pullback(cotangent) for cotangent in cotangents]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
 
 def check_losses(losses: Any) -> None:
@@ -144,21 +208,6 @@ def _splitter(targets: tuple, heads: tree.HeadsSpec) -> tuple[tuple, Callable]:
     shared = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
     head = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
     return (shared, head), join
-
-
-def _stacked_pullback(
-    pullback: Callable[[Array], list[Array]], losses: Array, strategy: str
-) -> list[Array]:
-    """Pulls back the ``T`` unit cotangents and stacks the results on axis 0."""
-    if strategy == "auto":
-        strategy = choose_strategy(pullback, losses)
-    cotangents = jnp.eye(losses.shape[0], dtype=losses.dtype)
-    if strategy == "vmap":
-        return jax.vmap(pullback)(cotangents)
-    if strategy == "map":
-        return lax.map(pullback, cotangents)
-    rows = [pullback(cotangent) for cotangent in cotangents]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
 
 def _primitives(jaxpr: Any) -> set[str]:

@@ -95,14 +95,7 @@ def aggregate(
 
     def init_fn(params: ArrayTree) -> AggregateState:
         tree.resolve_heads(heads, params)
-        dtype = tree.accumulator_dtype(params)
-        return AggregateState(
-            weights=jnp.ones(num_tasks, dtype),
-            inner=weighting.init(),
-            last_losses=jnp.ones(num_tasks, dtype),
-            skipped_tasks=jnp.zeros(num_tasks, jnp.int32),
-            skipped_steps=jnp.zeros([], jnp.int32),
-        )
+        return init_aggregate(weighting, params)
 
     def update_fn(
         updates: StackedTree,
@@ -132,23 +125,40 @@ def aggregate(
         combined = _combine(weights, updates, marks, head_weights)
         new_state = state._replace(weights=weights.astype(dtype), inner=inner)
         if good is not None:
-            combined, new_state = _apply_policy(
-                combined, new_state, state, good, skip_step=nonfinite == "skip_step"
+            skip_step = nonfinite == "skip_step"
+            combined, new_state = apply_policy(
+                combined, new_state, state, good, lost=skip_step & ~good.mask.all()
             )
         return combined, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _apply_policy(
+def init_aggregate(weighting: Weighting, params: ArrayTree) -> AggregateState:
+    """Returns the state before the first step."""
+    dtype = tree.accumulator_dtype(params)
+    return AggregateState(
+        weights=jnp.ones(weighting.num_tasks, dtype),
+        inner=weighting.init(),
+        last_losses=jnp.ones(weighting.num_tasks, dtype),
+        skipped_tasks=jnp.zeros(weighting.num_tasks, jnp.int32),
+        skipped_steps=jnp.zeros([], jnp.int32),
+    )
+
+
+def apply_policy(
     combined: ArrayTree,
     new_state: AggregateState,
     state: AggregateState,
     good: GoodTasks,
-    skip_step: bool,
+    *,
+    lost: Array,
 ) -> tuple[ArrayTree, AggregateState]:
-    """Zeroes the update and keeps the old state where the whole step is skipped."""
-    lost = ~good.mask.any() | (skip_step & ~good.mask.all())
+    """Zeroes the update and keeps the old state where the whole step is skipped.
+
+    That is where ``lost``, or where no task is usable.
+    """
+    lost = lost | ~good.mask.any()
     combined = jax.tree.map(lambda x: jnp.where(lost, jnp.zeros_like(x), x), combined)
     kept = jax.tree.map(lambda old, new: jnp.where(lost, old, new), state, new_state)
     bad_tasks = (~good.mask).astype(jnp.int32)
