@@ -2,7 +2,8 @@
 
 A study is a module with ``run(config)``, whose annotated dataclass is its command line.
 Exit codes: 0 done; 2 bad input, one sentence on stderr; 3 a loss became non-finite;
-130 interrupted. ``MTL_JAX_TRACEBACK=1`` shows where a bad input was found.
+4 the disk is full or cannot be written, nothing is lost; 130 interrupted.
+``MTL_JAX_TRACEBACK=1`` shows where a bad input was found.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ def main(argv: list[str]) -> int:
     except records.NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except records.StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
     except records.Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("MTL_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import os
+import re
 import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import records
 from mtl_jax import tree
 
 FOLDER = "checkpoint"
@@ -21,12 +29,23 @@ def save(folder: Path, state: Any) -> None:
 
     Orbax writes into a temporary folder and renames it; the old checkpoint is there
     until the new one is complete.
+
+    Raises:
+        records.StorageError: if it cannot be written; the old checkpoint stays.
     """
     path = (folder / FOLDER / f"{int(state.step):08d}").absolute()
     if path.exists():
         return  # the same run after the same step
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path, to_dict(state))
+    _remove_unfinished(folder)
+
+    def write() -> None:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(path, to_dict(state))
+
+    _, reason = _quietly(write)
+    if reason is not None:
+        _remove_unfinished(folder)
+        raise records.StorageError(path, reason)
     for old in _complete(folder):
         if old != path:
             shutil.rmtree(old)
@@ -64,14 +83,52 @@ def read(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
         ValueError: if it is damaged.
     """
     path = _complete(folder)[-1].absolute()
-    try:
+
+    def load() -> dict[str, np.ndarray]:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            return path, checkpointer.restore(path)
-    except Exception as error:  # orbax raises whatever its storage layers raise
-        reason = " ".join(str(error).split())[:200]
+            return checkpointer.restore(path)
+
+    found, reason = _quietly(load)
+    if found is None or reason is not None:
         raise ValueError(
             f"the checkpoint {path} is damaged or foreign ({reason}): {_advice(folder)}"
-        ) from error
+        )
+    return path, found
+
+
+def _quietly(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Runs orbax; returns its result or ``None``, and in one line why it failed.
+
+    After a failure orbax logs tracebacks, and its remaining tasks report to a closed
+    event loop: to asyncio's logger when they are collected, and from threads of
+    tensorstore to ``sys.unraisablehook``. None of it says more than the first error.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        try:
+            return function(), None
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            reason = _reason(error)
+        gc.collect()
+        time.sleep(0.2)  # for the threads
+        return None, reason
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words where there are any, else the start of orbax's."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code is not None:
+        return os.strerror(int(code[1]))
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or " ".join(str(error).split())[:200]
 
 
 def _advice(folder: Path) -> str:
@@ -81,6 +138,11 @@ def _advice(folder: Path) -> str:
 def _complete(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first; orbax's temporary ones have a suffix."""
     return sorted(p for p in (folder / FOLDER).glob("*") if p.name.isdigit())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in (folder / FOLDER).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_key(leaf: Any) -> bool:

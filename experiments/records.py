@@ -7,6 +7,7 @@ one line per block of steps or evaluation, and only what a rerun reproduces;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -17,6 +18,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,25 @@ class Interrupted(Exception):
     """The user asked to stop; the run folder is usable."""
 
 
+class StorageError(Exception):
+    """A record cannot be written: full disk, no permission; older ones are intact."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"cannot write {path} ({reason}): what was written before is intact; make "
+            "it writable or make room and go on with --resume, or choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file in errors of the operating system."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(path, error.strerror or str(error)) from error
+
+
 def start_run(folder: Path, study: str, config: Any, **notes: Any) -> Path:
     """Creates a run folder and writes its ``config.json``.
 
@@ -43,7 +64,8 @@ def start_run(folder: Path, study: str, config: Any, **notes: Any) -> Path:
     Returns:
         The folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     entry = {"study": study, "config": as_json(config), **notes, **environment()}
     write_json(folder / "config.json", entry)
     return folder
@@ -144,8 +166,14 @@ def slug(text: str) -> str:
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes a file so that readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # gives a full disk its room back
+            raise
     return path
 
 
@@ -168,18 +196,46 @@ def read_json(path: Path) -> Any:
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Appends JSON lines in one write; a kill can only cut off the end of the last."""
+    """Appends JSON lines, all or none; a kill can only cut off the end of the last.
+
+    What follows a line that was cut off would be read as part of it, so it goes first.
+    """
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    with path.open("a") as file:
-        file.write(text)
+    # Without a buffer: closing one would write once more what could not be written.
+    with writing(path), path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        if file.read(1) not in (b"", b"\n"):
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1
+            file.truncate(end)
+        left = memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; a last line that was cut off is passed over."""
+    """Reads JSON lines; a last line that was cut off is passed over.
+
+    Raises:
+        ValueError: naming file and line, if another one is damaged.
+    """
     if not path.exists():
         return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    lines = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"line {number} of {path} is not readable JSON: delete its folder"
+            ) from None
+    return lines
 
 
 def truncate_lines(path: Path, last_step: int) -> None:

@@ -96,12 +96,18 @@ class Trainer:
         Raises:
             records.NonFiniteError: naming task and step.
             records.Interrupted: after ``stop``; a checkpoint has been written.
+            records.StorageError: naming what cannot be written.
             ValueError: if the folder holds another run, or its checkpoint is damaged.
         """
         problem = self.problem
         spec = RunSpec(
             protocol=problem.protocol, method=self.method, seed=seed, task=task
         )
+        if checkpoint.exists(folder) and not (folder / "config.json").exists():
+            raise ValueError(
+                f"{folder} holds a checkpoint but no config.json that says of which "
+                "run: delete the folder, or pass another --out"
+            )
         records.open_run(folder, "train", spec, resume=resume, data=problem.source)
         if (folder / "summary.json").exists():
             on_steps(problem.total_steps)
