@@ -9,12 +9,17 @@ leading axis by :func:`value_and_task_grads`, into one update::
 """
 
 from mtl_jax import metrics as metrics
+from mtl_jax import sharding as sharding
 from mtl_jax import solvers as solvers
 from mtl_jax import train as train
 from mtl_jax import tree as tree
 from mtl_jax import weighting as weighting
 from mtl_jax._types import Statistics as Statistics
 from mtl_jax._types import Weighting as Weighting
+from mtl_jax.combined import CombinedGrad as CombinedGrad
+from mtl_jax.combined import CombinedState as CombinedState
+from mtl_jax.combined import value_and_combined_grad as value_and_combined_grad
+from mtl_jax.features import Split as Split
 from mtl_jax.gradients import value_and_task_grads as value_and_task_grads
 from mtl_jax.registry import METHODS as METHODS
 from mtl_jax.registry import MethodSpec as MethodSpec

@@ -1,4 +1,4 @@
-"""``value_and_combined_grad``: losses in, one combined gradient out, as cheap as it gets."""
+"""``value_and_combined_grad``: losses in, one combined gradient out, cheaply."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from jax.extend.core import Var
 
 from mtl_jax._types import Array, ArrayTree, LossesFn
 from mtl_jax.gradients import check_losses
-from mtl_jax.layers import MOVES
-from mtl_jax.pullback import Atom, Pullback
+from mtl_jax.pullback import MOVES, Atom, Pullback
 
 CONTRACTIONS = MOVES | {"reduce_sum"}
 """Primitives behind which the representation is the same one, or a smaller one."""

@@ -12,10 +12,7 @@ from jax.extend.core import JaxprEqn, Var
 
 from mtl_jax import tree
 from mtl_jax._types import Array
-from mtl_jax.pullback import Atom, Pullback
-
-MOVES = frozenset({"transpose", "reshape", "squeeze", "copy", "convert_element_type"})
-"""Primitives that leave inner products as they are (but for rounding)."""
+from mtl_jax.pullback import MOVES, Atom, Pullback, shape_of
 
 
 class Layer(NamedTuple):
@@ -142,28 +139,29 @@ def _macs(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
+        shape = shape_of(equation.invars[0])
         depth = math.prod(shape[axis] for axis in contracted)
     elif name == "conv_general_dilated":
         spec = params["dimension_numbers"].rhs_spec
-        shape = equation.invars[1].aval.shape
+        shape = shape_of(equation.invars[1])
         depth = math.prod(shape) // shape[spec[0]]
     else:
         return 0
-    return depth * math.prod(equation.outvars[0].aval.shape)
+    return depth * math.prod(shape_of(equation.outvars[0]))
 
 
 def _dense(pullback: Pullback, equation: JaxprEqn) -> Layer | None:
     """The layer of a gradient ``Σ_n x_n δ_nᵀ`` that one matrix product computes."""
     contracted, (batched, _) = equation.params["dimension_numbers"]
     linear = [pullback.depends(atom) for atom in equation.invars]
-    if batched or linear[0] == linear[1] or not contracted[0]:
-        return None
     side = 0 if linear[0] else 1
     cotangent, inputs = equation.invars[side], equation.invars[1 - side]
+    if batched or linear[0] == linear[1] or not contracted[0]:
+        return None
+    assert isinstance(cotangent, Var)
     pairs = sorted(zip(contracted[1 - side], contracted[side], strict=True))
     input_tokens, cotangent_tokens = zip(*pairs, strict=True)
-    shape, out_shape = inputs.aval.shape, cotangent.aval.shape
+    shape, out_shape = shape_of(inputs), shape_of(cotangent)
     count = math.prod(shape[axis] for axis in input_tokens)
     return Layer(
         cotangent,
@@ -186,11 +184,12 @@ def _conv(pullback: Pullback, equation: JaxprEqn) -> Layer | None:
     plain = plain and all(factor == 1 for factor in params["lhs_dilation"])
     if not plain or pullback.depends(inputs) or not pullback.depends(cotangent):
         return None
+    assert isinstance(cotangent, Var)
     spec = params["dimension_numbers"]
     channels, batch, *space = spec.lhs_spec
     out_channels, out_batch, *out_space = spec.rhs_spec
-    kernel = [equation.outvars[0].aval.shape[axis] for axis in spec.out_spec[2:]]
-    shape, out_shape = inputs.aval.shape, cotangent.aval.shape
+    kernel = [shape_of(equation.outvars[0])[axis] for axis in spec.out_spec[2:]]
+    shape, out_shape = shape_of(inputs), shape_of(cotangent)
     strides, dilation = params["rhs_dilation"], params["window_strides"]
     positions = [out_shape[axis] for axis in out_space]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from mtl_jax._types import Array
 Atom = Var | Literal
 CALLS = ("jit", "pjit", "closed_call", "core_call")
 """Primitives that only call another program: they are inlined."""
+MOVES = frozenset({"transpose", "reshape", "squeeze", "copy", "convert_element_type"})
+"""Primitives that leave sums and inner products as they are (but for rounding)."""
 
 
 class Pullback:
@@ -36,6 +38,8 @@ class Pullback:
             lambda cotangent: _evaluate(closed.jaxpr, closed.consts, cotangent)
         )(losses)
         jaxpr = flat.jaxpr
+        self.ones = jnp.ones_like(losses)
+        """The cotangent of the sum of the losses."""
         self.equations: list[JaxprEqn] = list(jaxpr.eqns)
         self.input: Var = jaxpr.invars[0]
         self.outputs: list[Atom] = list(jaxpr.outvars)
@@ -102,6 +106,22 @@ class Pullback:
         return run
 
 
+def shape_of(atom: Atom) -> tuple[int, ...]:
+    """The shape of a variable."""
+    return cast(Any, atom.aval).shape
+
+
+def bind(equation: JaxprEqn, *values: Any) -> list[Any]:
+    """Results of one equation for the values of its operands, with calls inlined."""
+    primitive, params = equation.primitive, equation.params
+    if primitive.name in CALLS:
+        inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
+        return _evaluate(inner.jaxpr, inner.consts, *values)
+    with equation.ctx.manager:
+        results = primitive.bind(*values, **primitive.get_bind_params(params))
+    return results if primitive.multiple_results else [results]
+
+
 def _variables(atoms: Iterable[Atom]) -> set[Var]:
     return {atom for atom in atoms if not isinstance(atom, Literal)}
 
@@ -126,14 +146,7 @@ def _run(equations: Iterable[JaxprEqn], environment: dict[Var, Any]) -> None:
             atom.val if isinstance(atom, Literal) else environment[atom]
             for atom in equation.invars
         ]
-        primitive, params = equation.primitive, equation.params
-        if primitive.name in CALLS:
-            inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
-            results = _evaluate(inner.jaxpr, inner.consts, *values)
-        else:
-            with equation.ctx.manager:
-                results = primitive.bind(*values, **primitive.get_bind_params(params))
-            results = results if primitive.multiple_results else [results]
+        results = bind(equation, *values)
         environment.update(zip(equation.outvars, results, strict=True))
 
 

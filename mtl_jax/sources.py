@@ -15,6 +15,7 @@ from mtl_jax.features import Split, find_representation, linearize_split
 from mtl_jax.gradients import LinearizedLosses, linearize_losses, stacked_pullback
 from mtl_jax.layers import layerwise_gram, layerwise_pays
 from mtl_jax.pullback import Pullback
+from mtl_jax.separable import separate_rows
 
 STRATEGIES = (*gradients.STRATEGIES, "layerwise", "gramian", "features")
 
@@ -137,14 +138,12 @@ def _features(
 ) -> tuple[Array, Combine]:
     """The Gramian of the representation's gradients, the split found in the program."""
     variable = find_representation(pullback, shared, head)
-    to_representation = pullback.part([pullback.input], [variable])
     encoder = pullback.part([variable], shared)
-    return _from_representation(
-        linear.losses,
-        to_representation,
-        lambda leaves: encoder(*leaves),
-        feature_batch,
-    )
+    rows = separate_rows(pullback, variable)
+    if rows is None:
+        part = pullback.part([pullback.input], [variable])
+        (rows,) = stacked_pullback(part, linear.losses, "auto")
+    return _from_rows([rows], lambda leaves: encoder(*leaves), feature_batch)
 
 
 def _from_split(
@@ -159,9 +158,8 @@ def _from_split(
     dtype = parts.losses.dtype
 
     def gram() -> tuple[Array, Combine]:
-        return _from_representation(
-            parts.losses, parts.representation, parts.encoder, feature_batch
-        )
+        rows = stacked_pullback(parts.representation, parts.losses, "auto")
+        return _from_rows(rows, parts.encoder, feature_batch)
 
     return Source(
         parts.losses,
@@ -173,13 +171,10 @@ def _from_split(
     )
 
 
-def _from_representation(
-    losses: Array,
-    to_representation: Callable[[Array], ArrayTree],
-    encoder: Callable[[ArrayTree], Shared],
-    feature_batch: str,
+def _from_rows(
+    rows: ArrayTree, encoder: Callable[[ArrayTree], Shared], feature_batch: str
 ) -> tuple[Array, Combine]:
-    rows = stacked_pullback(to_representation, losses, "auto")
+    """The Gramian of the representation's gradients ``(T, *z)``; one encoder pull-back."""
     counted = rows
     if feature_batch == "sum":
         counted = jax.tree.map(lambda leaf: leaf.sum(axis=1), rows)
