@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mtl_jax
 from experiments.config import Protocol
-from mtl_jax import data, models, registry
+from mtl_jax import data, models, registry, train
 from mtl_jax.data import Split
+from mtl_jax.sharding import batch_sharding, make_mesh
 
 SINGLE = "single-task"
 """Stands where a method's name stands: one network per task."""
@@ -24,12 +26,8 @@ def is_head(path: str) -> bool:
     return path.startswith("heads/")
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices on the axis ``data``; ``model`` has size one."""
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        (len(devices), 1), ("data", "model"), (AxisType.Auto,) * 2, devices=devices
-    )
+def _init(params: Any, model_state: Any, key: Any, **options: Any) -> train.TrainState:
+    return train.init_state(params, model_state, key=key, **options)
 
 
 class Problem:
@@ -63,7 +61,7 @@ class Problem:
         self.steps_per_epoch = self.train_size // protocol.batch_size
         self._check(loaded)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.batch_sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+        self.batch_sharding = batch_sharding(self.mesh)
         self.validation_size = len(loaded.validation.labels)
         held_out = map(np.concatenate, zip(loaded.validation, loaded.test, strict=True))
         self._splits = {
@@ -118,19 +116,38 @@ class Problem:
             self._models[num_tasks] = models.as_functional(network)
         return self._models[num_tasks]
 
-    def transformation(self, call: str, num_tasks: int) -> tuple[Any, bool]:
-        """The method chained with the optimiser, and whether it needs stacked heads.
+    def training(
+        self, call: str, num_tasks: int, losses_fn: train.TrainLossesFn
+    ) -> tuple[train.Step, Callable[..., train.TrainState]]:
+        """The training step of a method, and ``init(params, model_state, key) -> state``.
+
+        Args:
+            call: call string; with an option of ``registry.SOURCE_OPTIONS`` the task
+                gradients need not be stored, see ``mtl_jax.value_and_combined_grad``.
+            num_tasks: number of losses.
+            losses_fn: of the network.
 
         Raises:
             ValueError: for an unknown method or option.
         """
+        optimizer = self.optimizer()
+        source = registry.build_source(
+            call, num_tasks, losses_fn, has_aux=True, heads=is_head
+        )
+        if source is not None:
+            step = train.make_combined_step(source, optimizer)
+            return step, functools.partial(_init, tx=optimizer, source=source)
         spec, _ = registry.parse(call)
         if spec.weighting is None:
             method = mtl_jax.build(call, num_tasks)
         else:
             weighting = mtl_jax.build_weighting(call, num_tasks)
             method = mtl_jax.aggregate(weighting, heads=is_head)
-        return optax.chain(method, self.optimizer()), spec.weighting is None
+        tx = optax.chain(method, optimizer)
+        step = train.make_train_step(
+            losses_fn, tx, heads=is_head, stack_heads=spec.weighting is None
+        )
+        return step, functools.partial(_init, tx=tx)
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser with its learning-rate schedule."""

@@ -67,6 +67,9 @@ def main(index, count, port, out):
         with jax.enable_x64(name == "float64"):
             for i, leaf in enumerate(train(mesh, name)):
                 results[f"{name}/{i:03d}"] = leaf
+    from tests.test_scaling_docs import run_pod_snippet
+
+    results["documented"] = run_pod_snippet()
     if index == 0:
         np.savez(out, **results)
     jax.distributed.shutdown()

@@ -76,7 +76,7 @@ def together(tmp_path_factory):
     with np.load(out) as results:
         return {
             dtype: [results[name] for name in sorted(results) if dtype in name]
-            for dtype in ("float32", "float64")
+            for dtype in ("float32", "float64", "documented")
         }
 
 
@@ -95,6 +95,13 @@ def test_two_processes_equal_one(together, dtype, devices, model):
     for found, expected in zip(together[dtype], alone, strict=True):
         assert found.dtype == dtype
         np.testing.assert_allclose(found, expected, **TOLERANCES[dtype])
+
+
+def test_the_documented_program_runs_on_both(together):
+    """The snippet of ``docs/scaling.md`` for several hosts: the losses of its last step."""
+    (losses,) = together["documented"]
+    assert losses.shape == (3,)
+    assert np.isfinite(losses).all()
 
 
 def test_a_failing_process_ends_the_others(tmp_path):
