@@ -165,7 +165,8 @@ def report(folder: Path, problem: Problem, summaries: list[dict[str, Any]]) -> N
     print(
         "x plain: against a step on the sum of the losses with one backward pass "
         f"({statistics.median(plain.values()):.1f} ms), which is how equal weights "
-        "cost least; here every method, ls too, computes and records all task gradients"
+        "cost least; here every method, ls too, computes and records all task gradients "
+        "(but for those with strategy= or every_k=)"
     )
     for path in plots.draw_all(folder):
         print(f"picture: {path}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import checkpoint, network, records
 from experiments.config import Protocol
-from experiments.problem import SINGLE, Problem, is_head
+from experiments.problem import SINGLE, Problem
 from experiments.stop import Stop
 from mtl_jax import train
 from mtl_jax.data import Split
@@ -54,13 +54,8 @@ class Trainer:
         num_tasks = 1 if single else problem.num_tasks
         self.problem, self.method = problem, method
         self._model = problem.model(num_tasks)
-        tx, stack_heads = problem.transformation("ls" if single else method, num_tasks)
-        step = train.make_train_step(
-            network.make_losses(self._model), tx, heads=is_head, stack_heads=stack_heads
-        )
-
-        def init(params: Any, model_state: Any, key: jax.Array) -> train.TrainState:
-            return train.init_state(params, model_state, tx, key)
+        losses_fn = network.make_losses(self._model)
+        step, init = problem.training("ls" if single else method, num_tasks, losses_fn)
 
         def chunk(state: train.TrainState, split: Split, rows: jax.Array) -> Any:
             return train.scan_steps(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import optax
 
 from mtl_jax import transforms, weighting
-from mtl_jax._types import Weighting
+from mtl_jax._types import LossesFn, Weighting
+from mtl_jax.combined import CombinedGrad, value_and_combined_grad
 
 PROPERTIES = {
     "non_conflicting": "the update has a non-negative product with every task gradient",
@@ -180,16 +181,23 @@ _SPECS = (
     ),
 )
 
+SOURCE_OPTIONS = ("strategy", "every_k", "head_weights", "feature_batch")
+"""Options of :func:`mtl_jax.value_and_combined_grad` that call strings may hold where the
+program that reads them makes the source, too: ``mgda(strategy=features)``."""
+
 METHODS: dict[str, MethodSpec] = {spec.name: spec for spec in _SPECS}
 """All registered methods by name."""
 
 
-def parse(call: str) -> tuple[MethodSpec, dict[str, object]]:
+def parse(call: str, also: Sequence[str] = ()) -> tuple[MethodSpec, dict[str, object]]:
     """Parses ``"name"`` or ``"name(option=literal, ...)"`` without evaluating code.
 
     Args:
         call: a registered name, optionally with keyword arguments that are Python
-            literals (numbers, strings, tuples, lists, ``None``, booleans).
+            literals (numbers, strings, tuples, lists, ``None``, booleans) or bare words,
+            which stand for strings.
+        also: options that are allowed besides those of the method, e.g.
+            ``SOURCE_OPTIONS``.
 
     Returns:
         The method's entry and the keyword arguments.
@@ -213,6 +221,9 @@ def parse(call: str) -> tuple[MethodSpec, dict[str, object]]:
                 "cagrad(c=0.4)"
             )
         for keyword in node.keywords:
+            if isinstance(keyword.value, ast.Name):
+                arguments[str(keyword.arg)] = keyword.value.id
+                continue
             try:
                 arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
             except ValueError:
@@ -230,7 +241,7 @@ def parse(call: str) -> tuple[MethodSpec, dict[str, object]]:
     spec = METHODS[name]
     options = [
         p for p in inspect.signature(spec.factory).parameters if p != "num_tasks"
-    ]
+    ] + list(also)
     for option in arguments:
         if option not in options:
             raise ValueError(
@@ -273,6 +284,35 @@ def build_weighting(call: str, num_tasks: int) -> Weighting:
             "use mtl_jax.build"
         )
     return spec.weighting(num_tasks, **arguments)
+
+
+def build_source(
+    call: str, num_tasks: int, losses_fn: LossesFn, **options: Any
+) -> CombinedGrad | None:
+    """Builds the source that a call string asks for, or ``None`` if it asks for none.
+
+    Args:
+        call: e.g. ``"mgda(strategy=features)"`` or ``"nash_mtl(every_k=50)"``.
+        num_tasks: number of tasks ``T``.
+        losses_fn: see :func:`mtl_jax.value_and_combined_grad`.
+        options: further ones of that function; those in ``call`` go first.
+
+    Raises:
+        ValueError: as :func:`build_weighting`.
+    """
+    spec, arguments = parse(call, also=SOURCE_OPTIONS)
+    chosen: dict[str, Any] = {
+        name: arguments.pop(name) for name in SOURCE_OPTIONS if name in arguments
+    }
+    if not chosen:
+        return None
+    if spec.weighting is None:
+        raise ValueError(
+            f"method {spec.name!r} works on the task gradients coordinate by coordinate "
+            f"and takes no {', '.join(chosen)}"
+        )
+    weighting = spec.weighting(num_tasks, **arguments)
+    return value_and_combined_grad(losses_fn, weighting, **{**options, **chosen})
 
 
 def _hint(word: str, choices: list[str]) -> str:

@@ -12,6 +12,7 @@ from jax import lax
 
 from mtl_jax import tree
 from mtl_jax._types import Array, ArrayTree, State
+from mtl_jax.combined import CombinedGrad
 from mtl_jax.gradients import value_and_task_grads
 
 TrainLossesFn = Callable[[ArrayTree, State, Any, Array], tuple[Array, State]]
@@ -31,6 +32,8 @@ class TrainState(NamedTuple):
     """Root key, typed ``()``; it stays, step ``n`` draws from ``fold_in(key, n)``."""
     step: Array
     """Steps taken, int32 ``()``."""
+    source_state: State = ()
+    """State of the combined source, with :func:`make_combined_step`."""
 
 
 class StepRecord(NamedTuple):
@@ -41,7 +44,8 @@ class StepRecord(NamedTuple):
     weights: Array
     """Task weights of the step, ``(T,)``; ones for methods that have none."""
     cosines: Array
-    """Cosines between the task gradients, ``(T, T)``; 0 where a gradient vanishes."""
+    """Cosines between the task gradients, ``(T, T)``; 0 where a gradient vanishes (or,
+    with :func:`make_combined_step`, where the method at hand needs no Gramian)."""
 
 
 def init_state(
@@ -49,6 +53,8 @@ def init_state(
     model_state: State,
     tx: optax.GradientTransformation,
     key: Array,
+    *,
+    source: CombinedGrad | None = None,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -59,6 +65,7 @@ def init_state(
         key: typed key ``()`` of the run. The random states inside ``tx`` are re-keyed by
             it, so that runs differ in all their random numbers by this key alone (and
             ``seed=`` of a method still sets methods of one run apart).
+        source: as for :func:`make_combined_step`.
     """
     root, salt_key = jax.random.split(key)
     salt = jax.random.bits(salt_key)
@@ -67,8 +74,10 @@ def init_state(
         is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
         return jax.random.fold_in(leaf, salt) if is_key else leaf
 
-    opt_state = jax.tree.map(rekey, tx.init(params))
-    return TrainState(params, model_state, opt_state, root, jnp.zeros([], jnp.int32))
+    source_state = () if source is None else source.init(params)
+    opt_state, source_state = jax.tree.map(rekey, (tx.init(params), source_state))
+    step = jnp.zeros([], jnp.int32)
+    return TrainState(params, model_state, opt_state, root, step, source_state)
 
 
 def make_train_step(
@@ -129,12 +138,66 @@ def make_train_step(
             weights=_weights(opt_state, losses),
             cosines=_cosines(tree.gram(_shared(task_grads, heads))),
         )
-        new_state = TrainState(
-            optax.apply_updates(state.params, updates),
-            model_state,
-            opt_state,
-            state.key,
-            state.step + 1,
+        new_state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        return new_state, record
+
+    return step
+
+
+def make_combined_step(source: CombinedGrad, tx: optax.GradientTransformation) -> Step:
+    """Makes the training step of a source that combines the task gradients itself.
+
+    Args:
+        source: from :func:`mtl_jax.value_and_combined_grad` with a
+            :data:`TrainLossesFn` and ``has_aux=True``.
+        tx: an ordinary optimiser, e.g. ``optax.adam(1e-3)``; it gets the combined
+            gradient ``(*p)`` and the losses as extra argument.
+
+    Returns:
+        As :func:`make_train_step`. The state must come from :func:`init_state` with the
+        same ``source``.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, mtl_jax, optax
+        >>> from mtl_jax.train import init_state, make_combined_step
+        >>> def losses_fn(params, model_state, batch, key):
+        ...     return jnp.square(params - batch), model_state
+        >>> source = mtl_jax.value_and_combined_grad(
+        ...     losses_fn, mtl_jax.weighting.nash_mtl(2), has_aux=True, every_k=10
+        ... )
+        >>> tx = optax.sgd(0.1)
+        >>> step = jax.jit(make_combined_step(source, tx))
+        >>> state = init_state(jnp.zeros(()), {}, tx, jax.random.key(0), source=source)
+        >>> state, record = step(state, jnp.array([1.0, 3.0]))
+        >>> print(record.cosines[0, 1])
+        1.0
+    """
+    transformation = optax.with_extra_args_support(tx)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepRecord]:
+        key = jax.random.fold_in(state.key, state.step)
+        (losses, model_state), grads, source_state = source.update(
+            state.source_state, state.params, state.model_state, batch, key
+        )
+        updates, opt_state = transformation.update(
+            grads, state.opt_state, state.params, losses=losses
+        )
+        record = StepRecord(
+            losses=losses,
+            weights=source_state.aggregate.weights,
+            cosines=_cosines(source_state.gram),
+        )
+        new_state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+            step=state.step + 1,
+            source_state=source_state,
         )
         return new_state, record
 
