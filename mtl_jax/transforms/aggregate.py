@@ -67,7 +67,9 @@ def aggregate(
             * ``"skip_step"``: the update is zero and the weighting's state stays.
 
             The state counts both. A gradient whose square leaves the accumulator's range
-            (norm above about 1e19 in float32) counts as non-finite, too.
+            (norm above about 1e19 in float32) counts as non-finite, too. An update that
+            would not be finite all the same skips the step under both: a head that comes
+            summed over the tasks does not tell whose gradient was bad.
 
     Returns:
         ``optax.GradientTransformationExtraArgs``; ``update(task_grads, state, params,
@@ -156,9 +158,11 @@ def apply_policy(
 ) -> tuple[ArrayTree, AggregateState]:
     """Zeroes the update and keeps the old state where the whole step is skipped.
 
-    That is where ``lost``, or where no task is usable.
+    That is where ``lost``, where no task is usable, or where the update is not finite all
+    the same: a head summed over the tasks hides whose fault it is, and sums overflow.
     """
-    lost = lost | ~good.mask.any()
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(combined)]
+    lost = lost | ~good.mask.any() | ~jnp.stack(finite).all()
     combined = jax.tree.map(lambda x: jnp.where(lost, jnp.zeros_like(x), x), combined)
     kept = jax.tree.map(lambda old, new: jnp.where(lost, old, new), state, new_state)
     bad_tasks = (~good.mask).astype(jnp.int32)
