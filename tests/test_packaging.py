@@ -12,12 +12,19 @@ def requirements():
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def name_of(requirement):
+    return re.split(r"[\[>]", requirement)[0]
+
+
 def test_library_requirements_are_listed_alike():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = {line.split("#")[0].strip() for line in requirements()}
     assert set(project["dependencies"]) <= listed
-    for extra in project["optional-dependencies"].values():
+    extras = project["optional-dependencies"]
+    peers = extras.pop("bench")  # only measured against, hence in no requirement list
+    for extra in extras.values():
         assert set(extra) <= listed
+    assert not {name_of(peer) for peer in peers} & {name_of(line) for line in listed}
 
 
 def test_every_requirement_has_a_range_and_a_reason():
