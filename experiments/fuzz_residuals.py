@@ -148,7 +148,8 @@ def imtl_g(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     """Spread of the projections ``g.g_i / |g_i|`` (on the range of ``C``), per ``|g|``.
 
     At Pareto-stationary points, by the documented rule, ``|g|``. NaN where the rank is
-    a matter of rounding, so that the pseudo-inverse is not determined.
+    a matter of rounding, so that the pseudo-inverse is not determined, or whether the
+    point is stationary (the vanishing combination has a weight of about -1e-3).
     """
     _, vectors, kept, clear = resolved(problem)
     ones = problem.nonzero.astype(float)
@@ -156,8 +157,10 @@ def imtl_g(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     target = np.einsum("bij,bj->bi", vectors, reached)
     null = ones - target
     size = np.linalg.norm(null, axis=1, keepdims=True)
-    stationary = ((size > 1e-3) & (null >= -1e-3 * size)).all(1)
-    edge = (size[:, 0] > 1e-4) & (null >= -1e-2 * size).all(1) & ~stationary
+    least = null.min(1) / np.maximum(size[:, 0], 1e-300)
+    stationary = (size[:, 0] > 1e-3) & (least >= -1e-3)
+    edge = (size[:, 0] > 1e-4) & (least >= -1e-2) & (least <= -1e-5)
+    edge |= (size[:, 0] > 1e-4) & (size[:, 0] < 1e-2)
     largest = problem.norms.max(1, keepdims=True)
     z = weights * problem.norms / np.where(largest > 0, largest, 1)
     images = np.einsum("bij,bj->bi", problem.cosines, z)
