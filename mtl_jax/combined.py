@@ -221,7 +221,8 @@ class _Step(NamedTuple):
         lost = aggregate.skipped_steps > state.aggregate.skipped_steps
         kept = jnp.where(lost, state.gram, gram.astype(state.gram.dtype))
         # A lost refresh is tried again in the next step.
-        return grads, CombinedState(aggregate, kept, jnp.where(lost, 0, 1))
+        age = jnp.where(lost, 0, 1).astype(state.age.dtype)
+        return grads, CombinedState(aggregate, kept, age)
 
     def keep(self, state: CombinedState) -> tuple[ArrayTree, CombinedState]:
         old = state.aggregate

@@ -10,7 +10,12 @@ from jax import lax
 
 import mtl_jax
 from mtl_jax.registry import METHODS
-from mtl_jax.train import init_state, make_train_step, scan_steps
+from mtl_jax.train import (
+    init_state,
+    make_combined_step,
+    make_train_step,
+    scan_steps,
+)
 from tests.helpers import jacobian_of, params_of, rows_of, tree_of
 from tests.test_methods_common import CALLS
 
@@ -219,6 +224,35 @@ def test_training_with_short_parameters_or_short_compute(name):
     np.testing.assert_allclose(ends[2], ends[0], atol=0.10 * start.max())
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "layerwise", "gramian", "features"])
+def test_combined_sources_have_float32_gramians_of_short_networks(strategy):
+    (x, y), params, losses_fn = regression(BFLOAT16)
+
+    def is_head(path):
+        return path.startswith("heads/")
+
+    args = (params, {}, (x, y), jax.random.key(0))
+    source = mtl_jax.value_and_combined_grad(
+        losses_fn,
+        mtl_jax.weighting.nash_mtl(3),
+        has_aux=True,
+        strategy=strategy,
+        heads=is_head,
+    )
+    _, grads, state = jax.jit(source.update)(source.init(params), *args)
+    assert float_dtypes(grads) == {BFLOAT16}
+    assert float_dtypes(state) == {FLOAT32}
+    if strategy == "features":
+        return  # another Gramian, that of the representation
+    stored = mtl_jax.value_and_task_grads(losses_fn, has_aux=True, heads=is_head)
+    expected = np.asarray(mtl_jax.tree.gram(stored(*args)[1]["encoder"]))
+    norms = np.sqrt(np.diagonal(expected))
+    # The task gradients are rounded to bfloat16 where they are stored, others where the
+    # network's own products are; all sums over parameters but gramian's are in float32.
+    error = np.abs(np.asarray(state.gram) - expected) / (norms[:, None] * norms)
+    assert error.max() < 4 * float(jnp.finfo(BFLOAT16).eps), error
+
+
 # -- float64 under x64 ---------------------------------------------------------------
 
 
@@ -254,6 +288,27 @@ def test_heads_policies_and_strategies_are_float64_throughout(policy, strategy, 
     tx = optax.chain(method, optax.sgd(0.1))
     step = make_train_step(losses_fn, tx, heads=is_head, strategy=strategy)
     assert_all_float64(step, init_state(params, {}, tx, jax.random.key(0)), data)
+
+
+@pytest.mark.parametrize("every_k", [1, 3])
+@pytest.mark.parametrize("strategy", ["map", "layerwise", "gramian", "features"])
+def test_combined_sources_are_float64_throughout(strategy, every_k, x64):
+    data, params, losses_fn = regression(FLOAT64)
+    source = mtl_jax.value_and_combined_grad(
+        losses_fn,
+        mtl_jax.weighting.nash_mtl(3),
+        has_aux=True,
+        strategy=strategy,
+        heads=lambda path: path.startswith("heads/"),
+        every_k=every_k,
+        nonfinite="skip_task",
+    )
+    tx = optax.sgd(0.1)
+    state = init_state(params, {}, tx, jax.random.key(0), source=source)
+    step = make_combined_step(source, tx)
+    assert_all_float64(step, state, data)
+    after, _ = jax.eval_shape(step, state, data)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)  # for lax.scan
 
 
 @pytest.mark.parametrize("kind", ["l2", "loss", "loss+"])
