@@ -342,12 +342,13 @@ def test_forbidden_calls_end_in_one_sentence(name, cut, trainer, monkeypatch):
     assert content(cut) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 def test_a_read_only_folder(cut, whole, trainer):
     before = content(cut)
     folders = [cut, *(path for path in cut.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o500)
+    if os.access(cut, os.W_OK):
+        pytest.skip("no permission binds the superuser")
     with pytest.raises(records.StorageError, match="Permission denied"):
         trainer.run(cut, seed=3, resume=True)
     assert content(cut) == before
