@@ -14,7 +14,10 @@ from mtl_jax._types import Array
 Atom = Var | Literal
 CALLS = ("jit", "pjit", "closed_call", "core_call")
 """Primitives that only call another program: they are inlined."""
-MOVES = frozenset({"transpose", "reshape", "squeeze", "copy", "convert_element_type"})
+MOVES = frozenset(
+    {"transpose", "reshape", "squeeze", "copy", "convert_element_type"}
+    | {"sharding_constraint"}
+)
 """Primitives that leave sums and inner products as they are (but for rounding)."""
 
 

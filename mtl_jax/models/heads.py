@@ -31,7 +31,6 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, train: bool = False) -> Array:
-        z = jnp.broadcast_to(z, (self.num_tasks, *z.shape))
         if self.hidden is not None:
             z = nn.relu(self._dense("hidden", z, self.hidden))
             if self.dropout and train:
@@ -40,25 +39,35 @@ class Heads(nn.Module):
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def _dense(self, name: str, z: Array, features: int) -> Array:
-        return StackedDense(features, self.dtype, self.param_dtype, name=name)(z)
+        dense = StackedDense(
+            self.num_tasks, features, self.dtype, self.param_dtype, name=name
+        )
+        return dense(z)
 
 
 class StackedDense(nn.Module):
-    """``T`` dense layers at once, ``(T, B, d)`` to ``(T, B, features)``."""
+    """``T`` dense layers at once: ``(T, B, d)``, or one ``(B, d)`` for all of them, to
+    ``(T, B, features)``.
 
+    One input for all is not copied ``T`` times: the backward pass would be many times
+    slower on CPUs.
+    """
+
+    num_tasks: int
     features: int
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        num_tasks, _, size = z.shape
+        num_tasks, size = self.num_tasks, z.shape[-1]
         uniform = fan_in_uniform(size)
         shape = (num_tasks, size, self.features)
         kernel = self.param("kernel", uniform, shape, self.param_dtype)
         bias = self.param("bias", uniform, (num_tasks, self.features), self.param_dtype)
         z, kernel, bias = promote_dtype(z, kernel, bias, dtype=self.dtype)
-        return jnp.einsum("tbi,tio->tbo", z, kernel) + bias[:, None]
+        product = "bi,tio->tbo" if z.ndim == 2 else "tbi,tio->tbo"
+        return jnp.einsum(product, z, kernel) + bias[:, None]
 
 
 def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
