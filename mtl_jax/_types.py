@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 ArrayTree = Any
@@ -92,3 +93,18 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}")
+
+
+def check_losses(losses: Any) -> None:
+    """Raises ``ValueError`` unless ``losses`` is a floating point vector ``(T,)``."""
+    if not isinstance(losses, jax.Array):
+        raise ValueError(
+            f"losses_fn must return one array of shape (T,), got {type(losses).__name__}; "
+            "stack the task losses with jnp.stack([...]) (and pass has_aux=True if "
+            "losses_fn also returns auxiliary outputs)"
+        )
+    if losses.ndim != 1 or not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(
+            "losses_fn must return floating point losses of shape (T,), one per task, "
+            f"got shape {losses.shape} and dtype {losses.dtype}"
+        )

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Var
 
-from mtl_jax._types import Array, ArrayTree, LossesFn
-from mtl_jax.gradients import check_losses
+from mtl_jax._types import Array, ArrayTree, LossesFn, check_losses
 from mtl_jax.pullback import MOVES, Atom, Pullback
 
 CONTRACTIONS = MOVES | {"reduce_sum"}
@@ -79,20 +78,17 @@ def linearize_split(
 
 def find_representation(
     pullback: Pullback, shared: Sequence[Atom], heads: Sequence[Atom]
-) -> Var:
+) -> Var | None:
     """Returns the gradient of the shared representation, a variable of the pull-back.
 
     It is the first variable through which alone the cotangent reaches the shared
     parameters and which no head parameter's gradient depends on. Where it then is summed
-    (a representation copied for every head), it is the sum.
+    (a representation copied for every head), it is the sum. ``None``: there is none.
 
     Args:
         pullback: of the losses.
         shared: outputs of ``pullback``, the gradients of the shared parameters.
         heads: likewise of the head parameters.
-
-    Raises:
-        ValueError: if there is no such variable.
     """
     outputs = {atom for atom in shared if isinstance(atom, Var)}
     equations = pullback.between(pullback.input, outputs)
@@ -115,10 +111,4 @@ def find_representation(
             break
         if alone:
             (found,) = live
-    if found is None:
-        raise ValueError(
-            "strategy='features' found no single array between the shared parameters and "
-            "the heads: mark all task-specific parameters with heads=, keep shared ones "
-            "out of the heads, or pass losses_fn as mtl_jax.Split(encode, losses)"
-        )
     return found

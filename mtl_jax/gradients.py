@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.extend.core import Var
 
 from mtl_jax import tree
-from mtl_jax._types import Array, LossesFn, StackedTree, check_choice
-
-STRATEGIES = ("auto", "vmap", "unroll", "map")
+from mtl_jax._types import Array, LossesFn, StackedTree, check_choice, check_losses
+from mtl_jax.features import find_representation
+from mtl_jax.pullback import Atom, Pullback
+from mtl_jax.separable import separate_rows
+from mtl_jax.stacking import STRATEGIES, stack_rows
 
 
 def value_and_task_grads(
@@ -42,10 +44,12 @@ def value_and_task_grads(
               CPUs for networks with ``lax`` convolutions. Compile time grows with ``T``.
             * ``"map"``: a ``lax.map`` loop, the activations' memory only once; the choice
               on CPUs for networks of matrix products.
-            * ``"auto"``: see :func:`choose_strategy`.
+            * ``"auto"``: see :func:`mtl_jax.stacking.choose_strategy`.
         heads: task-specific parameters, a bool mask or a path predicate (see
             ``tree.HeadsSpec``). Their leaves come back summed over the tasks with shape
             ``(1, *p)`` instead of ``(T, *p)``: one more pull-back, but no ``T`` copies.
+            Where loss ``t`` acts through head ``t`` only, all tasks' pull-backs through
+            the heads then cost as much as one.
             Pass the same ``heads`` to :func:`mtl_jax.aggregate`.
 
     Returns:
@@ -70,7 +74,7 @@ def value_and_task_grads(
 
     def value_and_task_grads_fn(*args: Any, **kwargs: Any) -> tuple[Any, StackedTree]:
         linear = linearize_losses(losses_fn, argnums, has_aux, heads, args, kwargs)
-        shared_grads = stacked_pullback(linear.shared, linear.losses, strategy)
+        shared_grads = stacked_grads(linear, strategy)
         head_grads = []
         if linear.num_heads:
             ones = jnp.ones_like(linear.losses)
@@ -146,48 +150,50 @@ def linearize_losses(
     )
 
 
-def choose_strategy(pullback: Callable[[Array], Any], losses: Array) -> str:
-    """Returns what ``strategy="auto"`` picks for a pull-back on the default backend.
-
-    On accelerators the batched pull-back. On CPUs (measured, ``docs/measurements.md``)
-    XLA batches pull-backs badly: a loop is 1.4 to 1.7 times faster for LeNet as matrix
-    products, and keeps one task's activations in the cache. But XLA runs convolutions
-    inside loops many times slower than outside, so networks that contain any are unrolled.
-    """
-    if jax.default_backend() != "cpu":
-        return "vmap"
-    jaxpr = jax.make_jaxpr(pullback)(jnp.ones_like(losses))
-    return "unroll" if "conv_general_dilated" in _primitives(jaxpr.jaxpr) else "map"
+def stacked_grads(linear: LinearizedLosses, strategy: str) -> list[Array]:
+    """Returns the task gradients of the shared leaves, ``(T, *p)``."""
+    if linear.num_heads and len(linear.losses) > 1:
+        traced = trace_losses(linear)
+        return stack_rows(traced.part(traced.shared), traced.rows, strategy)
+    cotangents = jnp.eye(len(linear.losses), dtype=linear.losses.dtype)
+    return stack_rows(linear.shared, cotangents, strategy)
 
 
-def stacked_pullback(
-    pullback: Callable[[Array], list[Array]], losses: Array, strategy: str
-) -> list[Array]:
-    """Pulls back the ``T`` unit cotangents; leaves ``(T, *p)`` by the given strategy."""
-    if strategy == "auto":
-        strategy = choose_strategy(pullback, losses)
-    cotangents = jnp.eye(losses.shape[0], dtype=losses.dtype)
-    if strategy == "vmap":
-        return jax.vmap(pullback)(cotangents)
-    if strategy == "map":
-        return lax.map(pullback, cotangents)
-    rows = [pullback(cotangent) for cotangent in cotangents]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+class TracedLosses(NamedTuple):
+    """The pull-back as equations, and where the pull-backs of single tasks may start."""
+
+    pullback: Pullback
+    shared: list[Atom]
+    """Outputs of ``pullback``: the gradients of the shared leaves."""
+    heads: list[Atom]
+    """Likewise of the head leaves."""
+    start: Var
+    """A variable that the shared gradients depend on the cotangent through."""
+    rows: Array
+    """Its values for the ``T`` unit cotangents, ``(T, *start)``."""
+
+    def part(self, outputs: Sequence[Atom]) -> Callable[[Array], list[Array]]:
+        """The function to run on every row: from ``start`` to ``outputs``."""
+        return self.pullback.part([self.start], outputs)
 
 
-def check_losses(losses: Any) -> None:
-    """Raises ``ValueError`` unless ``losses`` is a floating point vector ``(T,)``."""
-    if not isinstance(losses, jax.Array):
-        raise ValueError(
-            f"losses_fn must return one array of shape (T,), got {type(losses).__name__}; "
-            "stack the task losses with jnp.stack([...]) (and pass has_aux=True if "
-            "losses_fn also returns auxiliary outputs)"
-        )
-    if losses.ndim != 1 or not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise ValueError(
-            "losses_fn must return floating point losses of shape (T,), one per task, "
-            f"got shape {losses.shape} and dtype {losses.dtype}"
-        )
+def trace_losses(linear: LinearizedLosses) -> TracedLosses:
+    """Traces the pull-back and goes through separate heads for all tasks at once."""
+
+    def both(cotangent: Array) -> list[Array]:
+        shared, head = linear.pullback(cotangent)
+        return [*shared, *head]
+
+    pullback = Pullback(both, linear.losses)
+    count = len(pullback.outputs) - linear.num_heads
+    shared, head = pullback.outputs[:count], pullback.outputs[count:]
+    if linear.num_heads:
+        start = find_representation(pullback, shared, head)
+        rows = None if start is None else separate_rows(pullback, start)
+        if start is not None and rows is not None:
+            return TracedLosses(pullback, shared, head, start, rows)
+    cotangents = jnp.eye(len(linear.losses), dtype=linear.losses.dtype)
+    return TracedLosses(pullback, shared, head, pullback.input, cotangents)
 
 
 def _splitter(targets: tuple, heads: tree.HeadsSpec) -> tuple[tuple, Callable]:
@@ -208,15 +214,3 @@ def _splitter(targets: tuple, heads: tree.HeadsSpec) -> tuple[tuple, Callable]:
     shared = [leaf for leaf, mark in zip(leaves, marks, strict=True) if not mark]
     head = [leaf for leaf, mark in zip(leaves, marks, strict=True) if mark]
     return (shared, head), join
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-    """Names of all primitives in a jaxpr, inner ones included."""
-    names = set()
-    for equation in jaxpr.eqns:
-        names.add(equation.primitive.name)
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                names |= _primitives(inner)
-    return names

@@ -12,7 +12,9 @@ from jax.extend.core import JaxprEqn, Var
 
 from mtl_jax import tree
 from mtl_jax._types import Array
+from mtl_jax.gradients import TracedLosses
 from mtl_jax.pullback import MOVES, Atom, Pullback, shape_of
+from mtl_jax.stacking import stack_rows
 
 
 class Layer(NamedTuple):
@@ -78,30 +80,21 @@ def find_layer(pullback: Pullback, output: Atom) -> Layer | None:
     return None
 
 
-def layerwise_gram(
-    pullback: Pullback,
-    outputs: Sequence[Atom],
-    num_tasks: int,
-    stack: Callable[[Callable[[Array], list[Array]]], list[Array]],
-) -> Array:
-    r"""Returns the Gramian of the task gradients, each layer in its cheaper form.
-
-    Args:
-        pullback: of the losses.
-        outputs: the outputs of ``pullback`` that count.
-        num_tasks: ``T``.
-        stack: runs a part of the pull-back for every unit cotangent and stacks the
-            results, e.g. ``lambda part: jax.vmap(part)(jnp.eye(T))``.
+def layerwise_gram(traced: TracedLosses) -> Array:
+    """Returns the Gramian of the task gradients, each layer in its cheaper form.
 
     Returns:
         ``(T, T)``, float32 or float64.
     """
-    layers = [cheaper_layer(pullback, output, num_tasks) for output in outputs]
+    layers = [
+        cheaper_layer(traced.pullback, output, len(traced.rows))
+        for output in traced.shared
+    ]
     cuts = [
         output if layer is None else layer.cotangent
-        for output, layer in zip(outputs, layers, strict=True)
+        for output, layer in zip(traced.shared, layers, strict=True)
     ]
-    stacked = stack(pullback.part([pullback.input], cuts))
+    stacked = stack_rows(traced.part(cuts), traced.rows)
     terms = [
         tree.gram(rows) if layer is None else layer.gram(rows)
         for rows, layer in zip(stacked, layers, strict=True)

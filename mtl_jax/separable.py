@@ -40,7 +40,7 @@ class Only(NamedTuple):
 Mark = Along | Only | None
 
 
-def separate_rows(pullback: Pullback, variable: Var) -> Array | None:
+def separate_rows(pullback: Pullback, variable: Atom) -> Array | None:
     """Returns a variable's values for all unit cotangents, ``(T, *v)``, in one pass.
 
     ``None`` where the tasks' paths to the variable are not separate, or lead through

@@ -9,15 +9,27 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtl_jax import gradients, tree
+from mtl_jax import stacking, tree
 from mtl_jax._types import Array, ArrayTree, LossesFn
-from mtl_jax.features import Split, find_representation, linearize_split
-from mtl_jax.gradients import LinearizedLosses, linearize_losses, stacked_pullback
+from mtl_jax.features import (
+    LinearizedSplit,
+    Split,
+    find_representation,
+    linearize_split,
+)
+from mtl_jax.gradients import (
+    LinearizedLosses,
+    TracedLosses,
+    linearize_losses,
+    stacked_grads,
+    trace_losses,
+)
 from mtl_jax.layers import layerwise_gram, layerwise_pays
 from mtl_jax.pullback import Pullback
 from mtl_jax.separable import separate_rows
+from mtl_jax.stacking import stack_rows
 
-STRATEGIES = (*gradients.STRATEGIES, "layerwise", "gramian", "features")
+STRATEGIES = (*stacking.STRATEGIES, "layerwise", "gramian", "features")
 
 Shared = Any
 """Gradients of the shared parameters, as the source at hand nests them."""
@@ -64,22 +76,16 @@ def make_source(
     def gram() -> tuple[Array, Combine]:
         if strategy in ("vmap", "unroll", "map"):
             return _stored(linear, strategy)
+        traced = trace_losses(linear)
         if strategy == "gramian":
-            return _columns(linear), _masked(pull_back)
-        pullback, shared, head = _trace(linear)
+            return _columns(linear, traced), _masked(pull_back)
         if strategy == "features":
-            return _features(linear, pullback, shared, head, feature_batch)
-        if strategy == "auto" and not layerwise_pays(
-            pullback, shared, len(linear.losses)
-        ):
+            return _features(traced, feature_batch)
+        num_tasks = len(linear.losses)
+        pays = layerwise_pays(traced.pullback, traced.shared, num_tasks)
+        if strategy == "auto" and not pays:
             return _stored(linear, "auto")
-        rows = layerwise_gram(
-            pullback,
-            shared,
-            len(linear.losses),
-            lambda part: stacked_pullback(part, linear.losses, "auto"),
-        )
-        return rows, _masked(pull_back)
+        return layerwise_gram(traced), _masked(pull_back)
 
     return Source(
         linear.losses,
@@ -97,7 +103,7 @@ def _masked(pull_back: Callable[[Array], Shared]) -> Combine:
 
 def _stored(linear: LinearizedLosses, strategy: str) -> tuple[Array, Combine]:
     """The Gramian of stored task gradients."""
-    rows = stacked_pullback(linear.shared, linear.losses, strategy)
+    rows = stacked_grads(linear, strategy)
 
     def combine(weights: Array, mask: Array) -> Shared:
         return tree.combine(weights, tree.zero_tasks(~mask, rows))
@@ -105,44 +111,29 @@ def _stored(linear: LinearizedLosses, strategy: str) -> tuple[Array, Combine]:
     return tree.gram(rows), combine
 
 
-def _columns(linear: LinearizedLosses) -> Array:
+def _columns(linear: LinearizedLosses, traced: TracedLosses) -> Array:
     """The Gramian column by column: a pull-back and a push-forward for each task."""
     dtype = tree.accumulator_dtype(linear.losses)
     _, push = jax.linearize(linear.function, linear.point)
-
-    def column(cotangent: Array) -> Array:
-        return push(linear.shared(cotangent)).astype(dtype)
-
-    columns = lax.map(column, jnp.eye(len(linear.losses), dtype=linear.losses.dtype))
+    pull_back = traced.part(traced.shared)
+    columns = lax.map(lambda row: push(pull_back(row)).astype(dtype), traced.rows)
     return 0.5 * (columns + columns.T)
 
 
-def _trace(linear: LinearizedLosses) -> tuple[Pullback, list, list]:
-    """The pull-back as equations, its outputs for shared and for head parameters."""
-
-    def both(cotangent: Array) -> list[Array]:
-        shared, head = linear.pullback(cotangent)
-        return [*shared, *head]
-
-    pullback = Pullback(both, linear.losses)
-    count = len(pullback.outputs) - linear.num_heads
-    return pullback, pullback.outputs[:count], pullback.outputs[count:]
-
-
-def _features(
-    linear: LinearizedLosses,
-    pullback: Pullback,
-    shared: list,
-    head: list,
-    feature_batch: str,
-) -> tuple[Array, Combine]:
+def _features(traced: TracedLosses, feature_batch: str) -> tuple[Array, Combine]:
     """The Gramian of the representation's gradients, the split found in the program."""
-    variable = find_representation(pullback, shared, head)
+    pullback, shared = traced.pullback, traced.shared
+    variable = find_representation(pullback, shared, traced.heads)
+    if variable is None:
+        raise ValueError(
+            "strategy='features' found no single array between the shared parameters and "
+            "the heads: mark all task-specific parameters with heads=, keep shared ones "
+            "out of the heads, or pass losses_fn as mtl_jax.Split(encode, losses)"
+        )
+    rows = traced.rows
+    if traced.start is not variable:
+        (rows,) = stack_rows(traced.part([variable]), traced.rows)
     encoder = pullback.part([variable], shared)
-    rows = separate_rows(pullback, variable)
-    if rows is None:
-        part = pullback.part([pullback.input], [variable])
-        (rows,) = stacked_pullback(part, linear.losses, "auto")
     return _from_rows([rows], lambda leaves: encoder(*leaves), feature_batch)
 
 
@@ -158,7 +149,7 @@ def _from_split(
     dtype = parts.losses.dtype
 
     def gram() -> tuple[Array, Combine]:
-        rows = stacked_pullback(parts.representation, parts.losses, "auto")
+        rows = _representation_rows(parts)
         return _from_rows(rows, parts.encoder, feature_batch)
 
     return Source(
@@ -169,6 +160,23 @@ def _from_split(
         lambda weights: parts.heads(weights.astype(dtype)),
         lambda shared, head: jax.tree.map(jnp.add, shared, head),
     )
+
+
+def _representation_rows(parts: LinearizedSplit) -> ArrayTree:
+    """The gradients of the representation, leaves ``(T, *z)``."""
+    structure: list[Any] = []
+
+    def flat(cotangent: Array) -> list[Array]:
+        leaves, tree_def = jax.tree.flatten(parts.representation(cotangent))
+        structure.append(tree_def)
+        return leaves
+
+    pullback = Pullback(flat, parts.losses)
+    rows = [separate_rows(pullback, output) for output in pullback.outputs]
+    if any(row is None for row in rows):
+        cotangents = jnp.eye(len(parts.losses), dtype=parts.losses.dtype)
+        return stack_rows(parts.representation, cotangents)
+    return jax.tree.unflatten(structure[0], rows)
 
 
 def _from_rows(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mtl_jax
-from mtl_jax.gradients import STRATEGIES, choose_strategy
+from mtl_jax.stacking import STRATEGIES, choose_strategy
 
 KEY = jax.random.key(0)
 PARAMS = {

@@ -11,7 +11,7 @@ LAYERS = (
     ("_types",),
     ("tree",),
     ("solvers",),
-    ("gradients", "pullback", "layers", "separable", "features", "sources"),
+    ("gradients", "stacking", "pullback", "layers", "separable", "features", "sources"),
     ("weighting",),
     ("transforms",),
     ("combined",),
