@@ -28,7 +28,7 @@ def compile_program(function: Callable[..., Any], *args: Any) -> Program:
     begin = time.perf_counter()
     compiled = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - begin
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     size = memory.temp_size_in_bytes + memory.output_size_in_bytes
     return Program(functools.partial(compiled, *args), seconds, size / 2**20)
 

@@ -42,7 +42,7 @@ def test_interleaved_times_every_program():
     calls = []
     programs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     times = bench_torchjd.interleaved(programs, rounds=4, seconds=60)
-    assert set(times) == {"a", "b"} and min(times.values()) >= 0
+    assert [len(times[name]) for name in "ab"] == [4, 4]
     assert calls.count("a") == calls.count("b") == 2 + 2 * 4
     assert calls[4:8] == list("aabb")
 
@@ -73,4 +73,5 @@ def test_record_with_torchjd(tmp_path, monkeypatch):
                 assert max(cell["error"] for cell in programs.values()) < 1e-3
     steps = record["steps_ms"]["T=2"]
     assert set(steps) == {"plain", "nash_mtl", "mgda", "upgrad"}
-    assert "torchjd, autogram" in steps["mgda"]
+    cell = steps["mgda"]["torchjd, autogram"]
+    assert cell["step"] >= cell["step_fastest"] > 0
