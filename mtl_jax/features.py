@@ -10,6 +10,7 @@ from jax.extend.core import Var
 
 from mtl_jax._types import Array, ArrayTree, LossesFn, check_losses
 from mtl_jax.pullback import MOVES, Atom, Pullback
+from mtl_jax.separable import apart
 
 CONTRACTIONS = MOVES | {"reduce_sum"}
 """Primitives behind which the representation is the same one, or a smaller one."""
@@ -82,8 +83,9 @@ def find_representation(
     """Returns the gradient of the shared representation, a variable of the pull-back.
 
     It is the first variable through which alone the cotangent reaches the shared
-    parameters and which no head parameter's gradient depends on. Where it then is summed
-    (a representation copied for every head), it is the sum. ``None``: there is none.
+    parameters and which no head parameter's gradient depends on. Where every task has a
+    copy of the representation to itself, or where it then is summed, it is the sum.
+    ``None``: there is none, or nothing is marked as head.
 
     Args:
         pullback: of the losses.
@@ -99,15 +101,17 @@ def find_representation(
             if isinstance(atom, Var):
                 last_use.setdefault(atom, position)
 
+    if not heads:
+        return None
     found = None
+    copies = apart(pullback, outputs)
     live = {pullback.input}
     for position, equation in enumerate(equations):
         live |= {var for var in equation.outvars if var in last_use}
         live = {var for var in live if last_use[var] > position}
         alone = len(live) == 1 and live.isdisjoint(used_by_heads | outputs)
-        if found is not None and not (
-            alone and equation.primitive.name in CONTRACTIONS
-        ):
+        same = alone and equation.primitive.name in CONTRACTIONS
+        if found is not None and found not in copies and not same:
             break
         if alone:
             (found,) = live

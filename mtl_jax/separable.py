@@ -10,6 +10,7 @@ are added costs ``T`` heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -46,15 +47,32 @@ def separate_rows(pullback: Pullback, variable: Atom) -> Array | None:
     ``None`` where the tasks' paths to the variable are not separate, or lead through
     equations that this function does not know.
     """
+    if shape_of(pullback.input) == (1,):
+        return _at_ones(pullback, variable)[None]
+    return _rows(pullback, _marks(pullback, [variable]), variable)
+
+
+def apart(pullback: Pullback, ends: Iterable[Atom]) -> set[Var]:
+    """The variables on the way to ``ends`` in which every task has entries of its own.
+
+    There are none for a single task, and some may be missed.
+    """
+    if shape_of(pullback.input) == (1,):
+        return set()
+    return {var for var, mark in _marks(pullback, ends).items() if mark is not None}
+
+
+def _marks(pullback: Pullback, ends: Iterable[Atom]) -> dict[Var, Mark]:
+    """What is known of the variables on the way to ``ends``."""
     marks: dict[Var, Mark] = {pullback.input: Along(0)}
-    for equation in pullback.between(pullback.input, [variable]):
+    for equation in pullback.between(pullback.input, ends):
         found = {
             i: marks.get(atom)
             for i, atom in enumerate(equation.invars)
             if isinstance(atom, Var) and pullback.depends(atom)
         }
         marks.update(zip(equation.outvars, _spread(equation, found), strict=True))
-    return _rows(pullback, marks, variable)
+    return marks
 
 
 def _rows(pullback: Pullback, marks: dict[Var, Mark], atom: Atom) -> Array | None:
@@ -77,7 +95,7 @@ def _rows(pullback: Pullback, marks: dict[Var, Mark], atom: Atom) -> Array | Non
         return None
     (operand,) = linear
     inner = marks.get(operand) if isinstance(operand, Var) else None
-    if name in MOVES and inner is None:
+    if inner is None and (name in MOVES or name == "reduce_sum"):
         rows = _rows(pullback, marks, operand)
         return None if rows is None else jax.vmap(lambda r: bind(equation, r)[0])(rows)
     if not isinstance(inner, Along):
