@@ -86,7 +86,9 @@ def value_and_combined_grad(
               than a layer has features, and never ``T·P`` of memory at once.
             * ``"gramian"``: for each task in turn a pull-back and a push-forward give one
               column of :math:`J Jᵀ`, then one weighted pull-back. About twice the time,
-              but the memory of one gradient whatever ``T``.
+              but the memory of one gradient whatever ``T``. The push-forward runs in the
+              network's own precision: with bfloat16 activations the Gramian is less
+              accurate than from stored gradients.
             * ``"features"``: MGDA-UB for any weighting. The Gramian is that of the
               gradients with respect to the shared representation, and the encoder is
               pulled back once. An upper-bound surrogate: equal to the others where the

@@ -76,9 +76,9 @@ def make_source(
     def gram() -> tuple[Array, Combine]:
         if strategy in ("vmap", "unroll", "map"):
             return _stored(linear, strategy)
-        traced = trace_losses(linear)
         if strategy == "gramian":
-            return _columns(linear, traced), _masked(pull_back)
+            return _columns(linear), _masked(pull_back)
+        traced = trace_losses(linear)
         if strategy == "features":
             return _features(traced, feature_batch)
         num_tasks = len(linear.losses)
@@ -111,12 +111,15 @@ def _stored(linear: LinearizedLosses, strategy: str) -> tuple[Array, Combine]:
     return tree.gram(rows), combine
 
 
-def _columns(linear: LinearizedLosses, traced: TracedLosses) -> Array:
+def _columns(linear: LinearizedLosses) -> Array:
     """The Gramian column by column: a pull-back and a push-forward for each task."""
     dtype = tree.accumulator_dtype(linear.losses)
     _, push = jax.linearize(linear.function, linear.point)
-    pull_back = traced.part(traced.shared)
-    columns = lax.map(lambda row: push(pull_back(row)).astype(dtype), traced.rows)
+
+    def column(cotangent: Array) -> Array:
+        return push(linear.shared(cotangent)).astype(dtype)
+
+    columns = lax.map(column, jnp.eye(len(linear.losses), dtype=linear.losses.dtype))
     return 0.5 * (columns + columns.T)
 
 
