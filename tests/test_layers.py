@@ -157,7 +157,8 @@ def test_flax_attention_and_dense_general(x64):
     del x64
     x = normal(0, 2, 3, 4)
     model = Transformer()
-    params = model.init(jax.random.key(0), x)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: normal(leaf.size, *leaf.shape), shapes)
     leaves, structure = jax.tree.flatten(params)
     names = [tree.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     flat = dict(zip(names, leaves, strict=True))
@@ -212,8 +213,15 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["channels last", "channels first"])
-@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        *[(case, "channels last") for case in CONVOLUTIONS],
+        ("1d, stride 2", "channels first"),
+        ("2d negative low padding, stride", "channels first"),
+        ("3d", "channels first"),
+    ],
+)
 def test_convolutions(x64, case, layout):
     del x64
     options = {"padding": "VALID", "window_strides": None, **CONVOLUTIONS[case]}

@@ -3,10 +3,12 @@
 import pathlib
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import mtl_jax
 from experiments import methods
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
@@ -54,3 +56,26 @@ def test_linked_files_exist():
     root = pathlib.Path(__file__).parent.parent
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (root / target).exists(), target
+
+
+def test_example_of_combined_gradients_runs():
+    code = re.search(
+        r"```python\n(source = mtl_jax\.value_and_comb.*?)```", README, re.S
+    )
+    assert code is not None
+    params = {"trunk": jnp.eye(4, 3), "heads": {"out": jnp.ones((3, 3))}}
+
+    def losses_fn(params, batch):
+        outputs = jnp.tanh(batch @ params["trunk"]) @ params["heads"]["out"]
+        return jnp.square(outputs - 1).mean(axis=0)
+
+    names = {
+        "mtl_jax": mtl_jax,
+        "losses_fn": losses_fn,
+        "is_head": lambda path: path.startswith("heads/"),
+        "params": params,
+        "batch": jax.random.normal(jax.random.key(0), (8, 4)),
+    }
+    exec(code.group(1), names)
+    assert names["losses"].shape == (3,)
+    chex.assert_trees_all_equal_shapes(names["grads"], params)
