@@ -79,6 +79,12 @@ def check_gradients(source, losses_fn, args, head_weights="unit", has_aux=False)
     return returned
 
 
+def drawn(init, x):
+    """Parameters and state of the right shapes, without compiling their initialiser."""
+    shapes = jax.eval_shape(init, jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: 0.3 * normal(leaf.size, *leaf.shape), shapes)
+
+
 # -- where the encoder ends ----------------------------------------------------------
 
 
@@ -148,7 +154,7 @@ def test_networks_with_dropout_and_batch_statistics(x64, name):
     else:
         model, x = model.clone(param_dtype=jnp.float64), normal(0, *shape)
     losses_fn, init = classification(model, x)
-    params, state = init(jax.random.key(0), x)
+    params, state = drawn(init, x)
     source = features(losses_fn, has_aux=True)
     args = (params, state, x, jax.random.key(5))
     _, _, returned = check_gradients(source, losses_fn, args, has_aux=True)
@@ -174,7 +180,7 @@ def test_networks_with_dropout_and_batch_statistics(x64, name):
 
     if isinstance(model, LeNet):
         return  # the masks of its heads are drawn inside the module
-    stacked = jax.jit(rows)(*args)
+    stacked = quick_jit(rows)(*args)
     assert stacked.shape == (T, *features_shape)
     expected = np.einsum("sbi,tbi->st", stacked, stacked)
     np.testing.assert_allclose(returned.gram, expected, rtol=1e-10)
@@ -226,7 +232,7 @@ class Towers(nn.Module):
 def test_separate_modules_batch_norm_and_dropout(x64):
     del x64
     model, x = as_functional(Separate()), normal(0, 7, 4)
-    params, state = model.init(jax.random.key(0), x)
+    params, state = drawn(model.init, x)
 
     def losses_fn(params, state, x, key):
         outs, state = model.apply(params, state, x, train=True, key=key)
@@ -239,7 +245,7 @@ def test_separate_modules_batch_norm_and_dropout(x64):
     (losses, new_state), _, _ = check_gradients(source, losses_fn, args, has_aux=True)
     before, after = jax.tree.leaves(state), jax.tree.leaves(new_state)
     assert all((a != b).any() for a, b in zip(before, after, strict=True))
-    other_key = jax.jit(losses_fn)(params, state, x, jax.random.key(2))[0]
+    other_key = quick_jit(losses_fn)(params, state, x, jax.random.key(2))[0]
     assert (np.abs(losses - other_key) > 1e-6).all()  # the masks matter
 
 
@@ -436,7 +442,7 @@ def parameters_as_features(params, x, y):
     return head_losses(params, params["encoder"]["w"].reshape(5, 3), x, y)
 
 
-@pytest.mark.parametrize("method", ["mgda", "nash_mtl", "cagrad", "upgrad"])
+@pytest.mark.parametrize("method", ["mgda", "nash_mtl"])
 def test_equals_stored_gradients_where_the_jacobian_is_orthogonal(x64, method):
     """``Z = X W`` with orthonormal rows of X, and Z the parameters themselves."""
     del x64
@@ -481,12 +487,9 @@ def test_a_twice_as_long_jacobian_scales_the_gramian(x64):
     chex.assert_trees_all_close(grads, expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_upper_bound(x64, seed):
+def test_the_upper_bound(x64):
     """The combined gradient is at most the spectral norm times that of the features."""
     del x64
-    params, x, y = linear(10 * seed)
-    params["encoder"]["u"] = normal(seed, 3, 3)
 
     def deep(params, x, y):
         return jnp.tanh(encode(params, x, y) @ params["encoder"]["u"])
@@ -499,7 +502,14 @@ def test_the_upper_bound(x64, seed):
         rows = jax.jacrev(head_losses, argnums=1)(params, z, x, y)
         return grads, state, jax.jacrev(deep)(params, x, y)["encoder"], rows
 
-    grads, state, jacobian, rows = quick_jit(run)(params, x, y)
+    compiled = quick_jit(run)
+    for seed in range(5):
+        params, x, y = linear(10 * seed)
+        params["encoder"]["u"] = normal(seed, 3, 3)
+        check_bound(seed, *compiled(params, x, y))
+
+
+def check_bound(seed, grads, state, jacobian, rows):
     flat = np.concatenate([leaf.reshape(15, -1) for leaf in jacobian.values()], axis=1)
     norm = np.linalg.norm(flat, 2) ** 2
     rows = np.asarray(rows).reshape(T, -1)
