@@ -31,7 +31,7 @@ class CombinedState(NamedTuple):
     aggregate: AggregateState
     """Weights, the weighting's own state, and the counts of what was not finite."""
     gram: Array
-    """The Gramian of the last weights, ``(T, T)``; zeros where none is needed."""
+    """The Gramian of the last weights, ``(T, T)``; zeros where none is looked at."""
     age: Array
     """Steps since the weights were computed, int32 ``()``; 0: they are due."""
 
@@ -88,7 +88,8 @@ def value_and_combined_grad(
               column of :math:`J Jᵀ`, then one weighted pull-back. About twice the time,
               but the memory of one gradient whatever ``T``. The push-forward runs in the
               network's own precision: with bfloat16 activations the Gramian is less
-              accurate than from stored gradients.
+              accurate than from stored gradients. Functions with ``jax.custom_vjp`` have
+              no push-forward and cannot be used.
             * ``"features"``: MGDA-UB for any weighting. The Gramian is that of the
               gradients with respect to the shared representation, and the encoder is
               pulled back once. An upper-bound surrogate: equal to the others where the
@@ -99,7 +100,8 @@ def value_and_combined_grad(
         heads: task-specific parameters, a bool mask or a path predicate (see
             ``mtl_jax.tree.HeadsSpec``); they are left out of the Gramian. For
             ``"features"`` they say where the encoder ends: at the last array through
-            which alone the shared parameters act on the losses.
+            which alone the shared parameters act on the losses. A :class:`mtl_jax.Split`
+            says so itself, and ``heads`` is not looked at.
         head_weights: ``"unit"``: heads get the plain sum of their gradients (Algorithm 2
             of Sener & Koltun); ``"weighted"``: the same weights as the shared parameters
             (their released code).
@@ -108,7 +110,8 @@ def value_and_combined_grad(
             Under ``vmap`` nothing is skipped.
         feature_batch: the product of two representation gradients: ``"flatten"``, over
             all entries, examples included (the paper); ``"sum"``, of their sums over the
-            examples, axis 0 (LibMTL's ``rep_grad``).
+            examples (LibMTL's ``rep_grad``), which must be axis 0 of the representation:
+            where the encoder ends in a transpose, say so with a :class:`mtl_jax.Split`.
         nonfinite: see :func:`mtl_jax.aggregate`. Where one pull-back serves all tasks a
             non-finite task cannot always be left out: 0 times infinity is not 0. The two
             skipping policies skip the whole step then.
@@ -182,9 +185,7 @@ def value_and_combined_grad(
                 f"{source.losses.shape[0]} losses"
             )
         step = _Step(source, weighting, head_weights, nonfinite)
-        if not needs_gram(weighting):
-            grads, state = step.without_gram(state)
-        elif every_k == 1:
+        if every_k == 1:
             grads, state = step.refresh(state)
         else:
             grads, state = lax.cond(state.age == 0, step.refresh, step.keep, state)
@@ -210,7 +211,7 @@ def needs_gram(weighting: Weighting) -> bool:
 
 
 class _Step(NamedTuple):
-    """The three kinds of step: with new weights, with kept ones, without a Gramian."""
+    """The two kinds of step: with new weights and with kept ones."""
 
     source: Source
     weighting: Weighting
@@ -218,10 +219,14 @@ class _Step(NamedTuple):
     nonfinite: str
 
     def refresh(self, state: CombinedState) -> tuple[ArrayTree, CombinedState]:
-        gram, shared = self.source.gram()
+        with_gram = needs_gram(self.weighting)
+        gram, shared = (
+            self.source.gram() if with_gram else (self._no_gram(), self._pull_back)
+        )
         grads, aggregate, gram = self._take(state, gram, shared, self.weighting.update)
         lost = aggregate.skipped_steps > state.aggregate.skipped_steps
-        kept = jnp.where(lost, state.gram, gram.astype(state.gram.dtype))
+        gram = gram.astype(state.gram.dtype) if with_gram else state.gram
+        kept = jnp.where(lost, state.gram, gram)
         # A lost refresh is tried again in the next step.
         age = jnp.where(lost, 0, 1).astype(state.age.dtype)
         return grads, CombinedState(aggregate, kept, age)
@@ -236,12 +241,6 @@ class _Step(NamedTuple):
         grads, new, _ = self._take(state, self._no_gram(), self._pull_back, same)
         new = new._replace(weights=old.weights)
         return grads, state._replace(aggregate=new, age=state.age + 1)
-
-    def without_gram(self, state: CombinedState) -> tuple[ArrayTree, CombinedState]:
-        grads, new, _ = self._take(
-            state, self._no_gram(), self._pull_back, self.weighting.update
-        )
-        return grads, state._replace(aggregate=new)
 
     def _take(
         self,
@@ -280,15 +279,8 @@ class _Step(NamedTuple):
             head_grads,
         )
         grads = source.join(shared_grads, head_grads)
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
-        grads, new = apply_policy(
-            grads,
-            new,
-            old,
-            good,
-            lost=~jnp.stack(finite).all()
-            | ((self.nonfinite == "skip_step") & ~mask.all()),
-        )
+        skip_step = self.nonfinite == "skip_step"
+        grads, new = apply_policy(grads, new, old, good, lost=skip_step & ~mask.all())
         return grads, new, statistics.gram
 
     def _pull_back(self, weights: Array, mask: Array) -> Any:
