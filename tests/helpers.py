@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def params_of(dtype=jnp.float32):
@@ -74,3 +75,15 @@ def adversarial_jacobians(num_params: int = 24):
     low_rank = rng.normal(size=(12, 2)) @ rng.normal(size=(2, num_params))
     yield "rank 2, 12 tasks", low_rank
     yield "more tasks than parameters", jacobian_of(5, 40, num_params)
+
+
+def slow_but(keep, values):
+    """Parameters for ``parametrize``: those not in ``keep`` are marked slow."""
+    return [
+        value
+        if value in keep
+        else pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow
+        )
+        for value in values
+    ]

@@ -15,6 +15,7 @@ import mtl_jax
 from mtl_jax.combined import needs_gram
 from mtl_jax.registry import METHODS, build_source
 from mtl_jax.train import init_state, make_combined_step, make_train_step
+from tests.helpers import slow_but
 from tests.networks import is_head, mlp, probe
 
 STORED = ("vmap", "unroll", "map")
@@ -162,7 +163,9 @@ def check_weighting(name, strategies):
         close(ours, expected, 1e-9)
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize(
+    "name", slow_but(("mgda", "nash_mtl", "gradnorm", "pcgrad", "uw"), WEIGHTINGS)
+)
 def test_every_weighting(x64, name):
     del x64
     check_weighting(name, ["layerwise"])

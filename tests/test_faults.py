@@ -105,6 +105,7 @@ def assert_one_sentence(text, *parts):
 # -- checkpoints that cannot be read -------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_file_of_a_checkpoint_may_be_damaged(cut, trainer, tmp_path, capfd):
     """Harmless (orbax keeps some files for itself), or one error that names the path."""
     intact = checkpoint.read(cut)[1]

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import mtl_jax
 from mtl_jax.registry import METHODS, NEEDS, PROPERTIES
@@ -244,38 +242,6 @@ def test_float64_stays_float64(name, x64):
     assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(update))
     weights = optax.tree.get(state, "weights", None)
     assert weights is None or weights.dtype == jnp.float64
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sharded_equals_unsharded(name):
-    """Batch over ``data``, kernel over ``model``: the same update as on one device."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    rng = np.random.default_rng(0)
-    params = {
-        "kernel": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32),
-        "bias": jnp.zeros(8),
-    }
-    x = jnp.asarray(rng.normal(size=(16, 6)), jnp.float32)
-    y = jnp.asarray(rng.normal(size=(16, 3, 8)), jnp.float32)
-    tx = mtl_jax.build(name, 3)
-
-    def losses_fn(params, x, y):
-        out = jnp.tanh(x @ params["kernel"] + params["bias"][None])
-        return jnp.mean((out[:, None] - y) ** 2, axis=(0, 2))
-
-    @jax.jit
-    def update(params, x, y):
-        losses, grads = mtl_jax.value_and_task_grads(losses_fn)(params, x, y)
-        return tx.update(grads, tx.init(params), params, losses=losses)[0]
-
-    place = functools.partial(jax.device_put)
-    sharded_params = {
-        "kernel": place(params["kernel"], NamedSharding(mesh, P(None, "model"))),
-        "bias": place(params["bias"], NamedSharding(mesh, P("model"))),
-    }
-    batch = NamedSharding(mesh, P("data"))
-    sharded = update(sharded_params, place(x, batch), place(y, batch))
-    chex.assert_trees_all_close(sharded, update(params, x, y), rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import mtl_jax
+from tests.helpers import slow_but
 from tests.references import methods as references
 from tests.references.simplex import well_posed_problems
 
@@ -50,7 +51,7 @@ def test_float32_updates_equal_exact_references(name):
     check_against_reference(name, jnp.float32, 1e-4)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", slow_but(("mgda", "nash_mtl"), EXACT))
 def test_float64_updates_equal_exact_references(name, x64):
     del x64
     check_against_reference(name, jnp.float64, 1e-8)

@@ -20,6 +20,7 @@ from mtl_jax.models import (
     cross_entropy,
 )
 from mtl_jax.models.resnet import BasicBlock
+from tests.helpers import slow_but
 from tests.references import networks
 
 KEY = jax.random.key(0)
@@ -131,11 +132,14 @@ def test_heads_are_stacked(build, num_outputs):
 
 @pytest.mark.parametrize(
     ("stem", "norm", "train"),
-    [
-        ("cifar", "batch", True),
-        ("imagenet", "batch", False),
-        ("imagenet", "group", True),
-    ],
+    slow_but(
+        [("cifar", "batch", True)],
+        [
+            ("cifar", "batch", True),
+            ("imagenet", "batch", False),
+            ("imagenet", "group", True),
+        ],
+    ),
 )
 def test_resnet_matches_numpy(x64, stem, norm, train):
     """Sides that are odd, or odd after halving; features, running statistics."""

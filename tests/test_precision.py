@@ -16,7 +16,7 @@ from mtl_jax.train import (
     make_train_step,
     scan_steps,
 )
-from tests.helpers import jacobian_of, params_of, rows_of, tree_of
+from tests.helpers import jacobian_of, params_of, rows_of, slow_but, tree_of
 from tests.test_methods_common import CALLS
 
 NAMES = sorted(METHODS)
@@ -100,7 +100,7 @@ def test_short_gradients_give_the_float32_update_rounded_once(name):
                 )
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
 def test_nothing_is_computed_in_16_bits(call):
     """The only operation with a 16-bit result is the rounding of the update."""
     jaxpr = update_jaxpr(mtl_jax.build(call, 3), BFLOAT16)
@@ -264,7 +264,7 @@ def assert_all_float64(step, *arguments):
     assert any(FLOAT64 in dtypes_of(e) for e in equations(jaxpr))
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
 def test_a_whole_step_is_float64_throughout(call, x64):
     """Source, method, Adam and record: no narrower number anywhere."""
     data, params, losses_fn = regression(FLOAT64)
@@ -323,7 +323,13 @@ def test_normalize_is_float64_throughout(kind, x64):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtypes", [("float64", "bfloat16"), ("bfloat16", "float64")])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ("float64", "bfloat16"),
+        pytest.param(("bfloat16", "float64"), marks=pytest.mark.slow),
+    ],
+)
 def test_states_keep_their_dtypes_whatever_comes_in(name, dtypes, x64):
     """As ``lax.scan`` needs it, also where gradients are wider than parameters."""
     of_params, of_grads = map(jnp.dtype, dtypes)
