@@ -19,6 +19,7 @@ from tests.helpers import (
     jacobian_of,
     params_of,
     rows_of,
+    slow_but,
     tree_of,
 )
 
@@ -87,7 +88,7 @@ def test_jit_equals_eager_and_shapes_fit(call):
     chex.assert_trees_all_equal_shapes_and_dtypes(eager_state, jitted_state)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
 def test_compiles_once_and_keeps_its_state_structure(call):
     chex.clear_trace_counter()
     tx = mtl_jax.build(call, 3)
@@ -149,7 +150,7 @@ def test_init_needs_shapes_only(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, tx.init(params_of()))
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
 def test_no_matrix_product_at_reduced_precision(call):
     """On accelerators float32 products are TF32 or bfloat16 by default."""
     tx = mtl_jax.build(call, 3)
@@ -209,7 +210,7 @@ def test_unknown_extra_arguments_pass_through(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
 def test_finite_on_adversarial_gradients(call, dtype):
     for case, jacobian in ADVERSARIAL.items():
         num_tasks = jacobian.shape[0]
