@@ -35,6 +35,9 @@ def update_and_weights(call, jacobian, dtype=jnp.float32):
 def check_against_reference(name, dtype, tolerance):
     for problem, jacobian in PROBLEMS:
         jacobian = np.asarray(jacobian, dtype).astype(np.float64)
+        # Columns of zeros change nothing, and one width for each T saves compilations.
+        missing = 4 * len(jacobian) + 3 - jacobian.shape[1]
+        jacobian = np.pad(jacobian, ((0, 0), (0, missing)))
         if "zero-row" in problem and name in ("mgda", "cagrad"):
             continue  # see test_a_zero_gradient_is_pareto_stationary
         if "widely" in problem and name == "aligned_mtl":
@@ -51,13 +54,16 @@ def test_float32_updates_equal_exact_references(name):
     check_against_reference(name, jnp.float32, 1e-4)
 
 
-@pytest.mark.parametrize("name", slow_but(("mgda", "nash_mtl"), EXACT))
+@pytest.mark.parametrize("name", slow_but(("nash_mtl",), EXACT))
 def test_float64_updates_equal_exact_references(name, x64):
     del x64
     check_against_reference(name, jnp.float64, 1e-8)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-8)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    slow_but([("float32", 1e-4)], [("float32", 1e-4), ("float64", 1e-8)]),
+)
 def test_pcgrad_replays_the_published_loop(dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         for problem, jacobian in PROBLEMS:

@@ -280,6 +280,7 @@ def check_task_gradients(losses_fn, params, grads, rtol):
         )
 
 
+@pytest.mark.slow
 def test_task_gradients_of_the_resnet():
     model, params, state = resnet()
 
