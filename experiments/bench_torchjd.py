@@ -26,9 +26,9 @@ from rich.table import Table
 
 import mtl_jax
 from experiments import fuzz_residuals, records, torchjd_peer
+from experiments.bench_networks import lenet
 from experiments.problem import is_head
 from mtl_jax import solvers
-from mtl_jax.models import LeNet, cross_entropy
 
 FAMILIES = {"random": 0.0, "conflicting": 0.9}
 """Random rows, less this part of their mean."""
@@ -255,15 +255,11 @@ def _milliseconds(kind: str, times: list[float]) -> dict[str, float]:
 
 def _our_step(num_tasks: int, batch_size: int, method: str | None) -> Callable[[], Any]:
     """A jitted SGD step of the LeNet, each on the parameters of the one before."""
-    image_key, label_key, init_key = jax.random.split(jax.random.key(0), 3)
-    images = jax.random.normal(image_key, (batch_size, 28, 28, 1))
-    labels = jax.random.randint(label_key, (batch_size, num_tasks), 0, 10)
-    model = LeNet(num_tasks)
+    problem = lenet(num_tasks, batch_size)
     optimizer = optax.sgd(1e-3)
 
     def losses_fn(params: Any, images: Any, labels: Any) -> jax.Array:
-        logits: Any = model.apply({"params": params}, images)
-        return cross_entropy(logits, labels)
+        return problem.losses_fn(params, problem.model_state, images, labels)[0]
 
     if method is None:
         tx = optimizer
@@ -280,11 +276,10 @@ def _our_step(num_tasks: int, batch_size: int, method: str | None) -> Callable[[
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), losses
 
-    params = model.init(init_key, images[:1])["params"]
-    kept = {"carry": (params, tx.init(params))}
+    kept = {"carry": (problem.params, tx.init(problem.params))}
 
     def call() -> Any:
-        kept["carry"], losses = step(kept["carry"], images, labels)
+        kept["carry"], losses = step(kept["carry"], problem.inputs, problem.labels)
         return kept["carry"], losses
 
     return call

@@ -92,6 +92,8 @@ def find_representation(
         shared: outputs of ``pullback``, the gradients of the shared parameters.
         heads: likewise of the head parameters.
     """
+    if not heads:
+        return None
     outputs = {atom for atom in shared if isinstance(atom, Var)}
     equations = pullback.between(pullback.input, outputs)
     used_by_heads = pullback.ancestors(heads)
@@ -101,8 +103,6 @@ def find_representation(
             if isinstance(atom, Var):
                 last_use.setdefault(atom, position)
 
-    if not heads:
-        return None
     found = None
     copies = apart(pullback, outputs)
     live = {pullback.input}

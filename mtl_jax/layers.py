@@ -116,10 +116,10 @@ def layerwise_pays(pullback: Pullback, outputs: Sequence[Atom], num_tasks: int) 
     """Whether the operations saved exceed those of the one more pull-back it takes."""
     saved = 0
     for output in outputs:
-        layer = find_layer(pullback, output)
+        layer = cheaper_layer(pullback, output, num_tasks)
         if layer is not None:
             by_gradients, by_tokens = layer.macs(num_tasks)
-            saved += max(0, by_gradients - by_tokens)
+            saved += by_gradients - by_tokens
     return saved > pullback_macs(pullback)
 
 
