@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,24 @@ from experiments.bench_networks import NETWORKS, BenchProblem
 from experiments.problem import is_head
 from experiments.programs import Program, compile_program, interleaved, seconds_of
 
-STRATEGIES = ("vmap", "unroll", "map", "layerwise", "gramian", "features")
+STRATEGIES = (
+    "vmap",
+    "unroll",
+    "map",
+    "layerwise",
+    "gramian",
+    "gramian + checkpoint",
+    "features",
+)
+"""Of ``value_and_combined_grad``; with ``jax.checkpoint`` around the losses where said."""
 EVERY = 50
 """Steps between two computations of the weights in the row ``every_k``."""
-ONCE = 5.0
+ONCE = 1.0
 """A program whose call takes more seconds is timed once, after one call to warm up."""
-LIMIT = 100.0
+LIMIT = 30.0
 """A program that by its time at fewer tasks would take more seconds is not run."""
+COMPILE_LIMIT = 150.0
+"""A program that by its time at fewer tasks would compile for longer is left out."""
 
 Row = dict[str, Any]
 
@@ -46,7 +58,7 @@ def run(
         networks: names from ``NETWORKS``.
         tasks: numbers of tasks ``T``, ascending.
         method: call string of a weighting that needs the Gramian.
-        strategies: of :func:`mtl_jax.value_and_combined_grad`.
+        strategies: names from ``STRATEGIES``.
         repeats: timed rounds.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -70,15 +82,24 @@ def measure(
     """All programs on one network: rows by name, one cell per number of tasks."""
     rows: dict[str, dict[str, Row]] = {}
     slow: dict[str, float] = {}
+    compiling: dict[str, float] = {}
     for num_tasks in tasks:
         problem = NETWORKS[network](num_tasks)
-        programs = _programs(problem, num_tasks, method, strategies)
+        programs: dict[str, Program] = {}
+        for name, build in _builders(problem, num_tasks, method, strategies).items():
+            long = compiling.get(name, 0.0) * num_tasks > COMPILE_LIMIT
+            if long and name != "plain":
+                continue
+            built = build()
+            programs |= built
+            seconds = max(program.compile_seconds for program in built.values())
+            compiling[name] = seconds / num_tasks
         cells = {name: _cell(program) for name, program in programs.items()}
         calls = {}
         for name, program in programs.items():
             if slow.get(name, 0.0) * num_tasks > LIMIT:
                 continue
-            program.call()
+            seconds_of(program.call)
             seconds = seconds_of(program.call)
             slow[name] = seconds / num_tasks
             cells[name]["ms"] = 1e3 * seconds
@@ -88,14 +109,16 @@ def measure(
             cells[name]["ms"] = 1e3 * seconds
         for name, cell in _finished(cells).items():
             rows.setdefault(name, {})[str(num_tasks)] = cell
-    environment = records.environment()
-    return {**environment, "repeats": repeats, "rows": rows}
+    # glibc gives blocks of more than 32 MB back after every step unless told not to.
+    allocator = {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
+    notes = {**records.environment(), "allocator": allocator}
+    return {**notes, "repeats": repeats, "rows": rows}
 
 
-def _programs(
+def _builders(
     problem: BenchProblem, num_tasks: int, method: str, strategies: tuple[str, ...]
-) -> dict[str, Program]:
-    """Compiled steps: plain on the summed losses, the strategies, every k steps."""
+) -> dict[str, Callable[[], dict[str, Program]]]:
+    """Compile steps: plain on the summed losses, the strategies, every k steps."""
     optimizer = optax.sgd(1e-3)
     data = (problem.inputs, problem.labels)
 
@@ -111,10 +134,12 @@ def _programs(
         (_, rest), grads = jax.value_and_grad(total, has_aux=True)(params)
         return apply(params, grads), rest
 
-    def step_of(**options: Any) -> tuple[Callable[..., Any], Any]:
+    def step_of(
+        losses_fn: Callable[..., Any] = problem.losses_fn, **options: Any
+    ) -> tuple[Callable[..., Any], Any]:
         weighting = mtl_jax.build_weighting(method, num_tasks)
         source = mtl_jax.value_and_combined_grad(
-            problem.losses_fn, weighting, has_aux=True, heads=is_head, **options
+            losses_fn, weighting, has_aux=True, heads=is_head, **options
         )
 
         def step(state: Any, params: Any, *rest: Any) -> Any:
@@ -124,18 +149,28 @@ def _programs(
         return step, source.init(problem.params)
 
     args = (problem.params, problem.model_state, *data)
-    programs = {"plain": compile_program(plain, *args)}
-    for strategy in strategies:
-        step, state = step_of(strategy=strategy)
-        programs[strategy] = compile_program(step, state, *args)
-    step, due = step_of(every_k=EVERY)
-    program = compile_program(step, due, *args)
-    kept = due._replace(age=jnp.ones_like(due.age))
-    # The same compiled program on both states: which branch runs is decided inside.
-    compiled = program.call.func  # type: ignore[attr-defined]
-    programs["refresh"] = program
-    programs["keep"] = program._replace(call=functools.partial(compiled, kept, *args))
-    return programs
+
+    def build(strategy: str) -> dict[str, Program]:
+        if strategy == "plain":
+            return {strategy: compile_program(plain, *args)}
+        source, _, checkpoint = strategy.partition(" + ")
+        losses_fn = problem.losses_fn
+        if checkpoint:
+            losses_fn = jax.checkpoint(losses_fn)
+        step, state = step_of(losses_fn, strategy=source)
+        return {strategy: compile_program(step, state, *args)}
+
+    def build_every() -> dict[str, Program]:
+        step, due = step_of(every_k=EVERY)
+        refresh = compile_program(step, due, *args)
+        kept = due._replace(age=jnp.ones_like(due.age))
+        # The same compiled program on both states: which branch runs is decided inside.
+        compiled = refresh.call.func  # type: ignore[attr-defined]
+        keep = functools.partial(compiled, kept, *args)
+        return {"refresh": refresh, "keep": refresh._replace(call=keep)}
+
+    builders = {n: functools.partial(build, n) for n in ("plain", *strategies)}
+    return {**builders, "every": build_every}
 
 
 def _cell(program: Program) -> Row:
@@ -144,12 +179,13 @@ def _cell(program: Program) -> Row:
 
 def _finished(cells: dict[str, Row]) -> dict[str, Row]:
     """Adds the average over ``EVERY`` steps and the ratios; rounds."""
-    refresh, keep = cells.pop("refresh"), cells.pop("keep")
-    every = dict(keep)
-    if "ms" in refresh:
-        every["keep_ms"], every["refresh_ms"] = keep["ms"], refresh["ms"]
-        every["ms"] = (refresh["ms"] + (EVERY - 1) * keep["ms"]) / EVERY
-    cells[f"every_k={EVERY}"] = every
+    if "refresh" in cells:
+        refresh, keep = cells.pop("refresh"), cells.pop("keep")
+        every = dict(keep)
+        if "ms" in refresh:
+            every["keep_ms"], every["refresh_ms"] = keep["ms"], refresh["ms"]
+            every["ms"] = (refresh["ms"] + (EVERY - 1) * keep["ms"]) / EVERY
+        cells[f"every_k={EVERY}"] = every
     plain = cells["plain"]
     for cell in cells.values():
         cell["mb_ratio"] = cell["mb"] / plain["mb"]
@@ -173,7 +209,10 @@ def _table(
     for name, row in rows.items():
         cells = []
         for num_tasks in tasks:
-            cell = row[str(num_tasks)]
+            cell = row.get(str(num_tasks))
+            if cell is None:
+                cells.append("-")
+                continue
             time = f"{cell['ms']:.1f} ({cell['ratio']:.2f})" if "ms" in cell else "-"
             cells.append(f"{time}; {cell['mb']:.0f} ({cell['mb_ratio']:.2f})")
         table.add_row(name, *cells)

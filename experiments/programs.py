@@ -43,10 +43,15 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = WARM_UP
 ) -> dict[str, float]:
-    """Median seconds per call; in turn, so that a slow moment hits all of them."""
+    """Median seconds per call; in turn, so that a slow moment hits all of them.
+
+    Each timed call follows one of its own kind, as in training: after another program's it
+    would pay for the caches and the memory that the other one left cold.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(repeats + warm_up):
         for name, call in calls.items():
+            seconds_of(call)
             seconds = seconds_of(call)
             if round_ >= warm_up:
                 times[name].append(seconds)

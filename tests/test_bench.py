@@ -49,3 +49,18 @@ def test_slow_programs_are_not_run_at_more_tasks(tmp_path, monkeypatch):
     )
     row = records.read_json(path)["networks"]["mlp"]["rows"]["map"]
     assert "ms" in row["1"] and "ms" not in row["2"] and row["2"]["mb"] > 0
+
+
+@pytest.mark.slow
+def test_programs_that_would_compile_for_long_are_left_out(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(
+        bench_networks.NETWORKS, "mlp", lambda t: bench_networks.mlp(t, 4, width=8)
+    )
+    monkeypatch.setattr(bench_strategies, "COMPILE_LIMIT", 1e-6)
+    path = bench_strategies.run(
+        tmp_path, networks=("mlp",), tasks=(1, 2), strategies=("map",), repeats=1
+    )
+    row = records.read_json(path)["networks"]["mlp"]["rows"]["map"]
+    assert set(row) == {"1"} and "T = 2" in capsys.readouterr().out
