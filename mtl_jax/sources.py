@@ -77,7 +77,7 @@ def make_source(
         if strategy in ("vmap", "unroll", "map"):
             return _stored(linear, strategy)
         if strategy == "gramian":
-            return _columns(linear), _masked(pull_back)
+            return _columns(linear)
         traced = trace_losses(linear)
         if strategy == "features":
             return _features(traced, feature_batch)
@@ -111,16 +111,24 @@ def _stored(linear: LinearizedLosses, strategy: str) -> tuple[Array, Combine]:
     return tree.gram(rows), combine
 
 
-def _columns(linear: LinearizedLosses) -> Array:
-    """The Gramian column by column: a pull-back and a push-forward for each task."""
+def _columns(linear: LinearizedLosses) -> tuple[Array, Combine]:
+    """The Gramian column by column: a pull-back and a push-forward for each task.
+
+    Both, and the pull-back that combines, are made from one linearisation: those of two
+    would keep the activations twice.
+    """
     dtype = tree.accumulator_dtype(linear.losses)
     _, push = jax.linearize(linear.function, linear.point)
+    transposed = jax.linear_transpose(push, linear.point)
+
+    def pull_back(cotangent: Array) -> list[Array]:
+        return transposed(cotangent.astype(linear.losses.dtype))[0]
 
     def column(cotangent: Array) -> Array:
-        return push(linear.shared(cotangent)).astype(dtype)
+        return push(pull_back(cotangent)).astype(dtype)
 
     columns = lax.map(column, jnp.eye(len(linear.losses), dtype=linear.losses.dtype))
-    return 0.5 * (columns + columns.T)
+    return 0.5 * (columns + columns.T), _masked(pull_back)
 
 
 def _features(traced: TracedLosses, feature_batch: str) -> tuple[Array, Combine]:
