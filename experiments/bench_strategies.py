@@ -20,16 +20,7 @@ from experiments.bench_networks import NETWORKS, BenchProblem
 from experiments.problem import is_head
 from experiments.programs import Program, compile_program, interleaved, seconds_of
 
-STRATEGIES = (
-    "vmap",
-    "unroll",
-    "map",
-    "layerwise",
-    "gramian",
-    "gramian + checkpoint",
-    "features",
-)
-"""Of ``value_and_combined_grad``; with ``jax.checkpoint`` around the losses where said."""
+STRATEGIES = ("vmap", "unroll", "map", "layerwise", "gramian", "features")
 EVERY = 50
 """Steps between two computations of the weights in the row ``every_k``."""
 ONCE = 1.0
@@ -58,7 +49,7 @@ def run(
         networks: names from ``NETWORKS``.
         tasks: numbers of tasks ``T``, ascending.
         method: call string of a weighting that needs the Gramian.
-        strategies: names from ``STRATEGIES``.
+        strategies: of :func:`mtl_jax.value_and_combined_grad`.
         repeats: timed rounds.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -134,12 +125,10 @@ def _builders(
         (_, rest), grads = jax.value_and_grad(total, has_aux=True)(params)
         return apply(params, grads), rest
 
-    def step_of(
-        losses_fn: Callable[..., Any] = problem.losses_fn, **options: Any
-    ) -> tuple[Callable[..., Any], Any]:
+    def step_of(**options: Any) -> tuple[Callable[..., Any], Any]:
         weighting = mtl_jax.build_weighting(method, num_tasks)
         source = mtl_jax.value_and_combined_grad(
-            losses_fn, weighting, has_aux=True, heads=is_head, **options
+            problem.losses_fn, weighting, has_aux=True, heads=is_head, **options
         )
 
         def step(state: Any, params: Any, *rest: Any) -> Any:
@@ -153,11 +142,7 @@ def _builders(
     def build(strategy: str) -> dict[str, Program]:
         if strategy == "plain":
             return {strategy: compile_program(plain, *args)}
-        source, _, checkpoint = strategy.partition(" + ")
-        losses_fn = problem.losses_fn
-        if checkpoint:
-            losses_fn = jax.checkpoint(losses_fn)
-        step, state = step_of(losses_fn, strategy=source)
+        step, state = step_of(strategy=strategy)
         return {strategy: compile_program(step, state, *args)}
 
     def build_every() -> dict[str, Program]:
