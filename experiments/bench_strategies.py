@@ -96,7 +96,7 @@ def measure(
             cells[name]["ms"] = 1e3 * seconds
             if seconds <= ONCE:
                 calls[name] = program.call
-        for name, seconds in interleaved(calls, repeats, warm_up=1).items():
+        for name, seconds in interleaved(calls, repeats).items():
             cells[name]["ms"] = 1e3 * seconds
         for name, cell in _finished(cells).items():
             rows.setdefault(name, {})[str(num_tasks)] = cell

@@ -1,8 +1,7 @@
 """Part ``torchjd`` of the benchmark: the same work by mtl_jax and by torchjd, one run.
 
 Three things are timed, all programs in turn in one process: weights from a Gramian,
-updates from a Jacobian, and whole training steps of the LeNet. Before each timed call
-comes one that is not, so that no program pays for the threads the one before left busy.
+updates from a Jacobian, and whole training steps of the LeNet.
 How exact the weights are is judged in float64: by the residual of the optimality
 conditions (``fuzz_residuals``), which shares nothing with any solver, and by the distance
 of the update from that of a float64 solution whose own residual is recorded too.
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import mtl_jax
 from experiments import fuzz_residuals, records, torchjd_peer
 from experiments.bench_networks import lenet
 from experiments.problem import is_head
+from experiments.programs import timings
 from mtl_jax import solvers
 
 FAMILIES = {"random": 0.0, "conflicting": 0.9}
@@ -134,7 +133,7 @@ def _aggregation(
                 for jacobian in given
             ]
             accuracy[method, name] = _accuracy(method, given, found, exact, rows_of)
-    times = interleaved(programs, **timing)
+    times = timings(programs, **timing)
     results: dict[str, Any] = {method: {} for method in peers}
     for method, name in accuracy:
         measured: dict[str, Any] = {}
@@ -240,7 +239,7 @@ def _steps(
         peers = torchjd_peer.steps(num_tasks, batch_size, method)
         programs |= {(method, f"torchjd, {key}"): call for key, call in peers.items()}
     results: dict[str, Any] = {}
-    for (method, name), times in interleaved(programs, **timing).items():
+    for (method, name), times in timings(programs, **timing).items():
         results.setdefault(method, {})[name] = _milliseconds("step", times)
     return results
 
@@ -283,29 +282,6 @@ def _our_step(num_tasks: int, batch_size: int, method: str | None) -> Callable[[
         return kept["carry"], losses
 
     return call
-
-
-def interleaved(
-    programs: dict[Any, Callable[[], Any]], rounds: int, seconds: float
-) -> dict[Any, list[float]]:
-    """Seconds of each call, all programs in turn, after two rounds of warm-up."""
-    times: dict[Any, list[float]] = {name: [] for name in programs}
-    for program in programs.values():
-        begin = time.perf_counter()
-        jax.block_until_ready(program())
-        if time.perf_counter() - begin < seconds / 4:
-            jax.block_until_ready(program())
-    for _ in range(rounds):
-        for name, program in programs.items():
-            done = times[name]
-            if len(done) >= 3 and 2 * sum(done) > seconds:
-                continue
-            if not done or statistics.median(done) < seconds / 10:
-                jax.block_until_ready(program())
-            begin = time.perf_counter()
-            jax.block_until_ready(program())
-            done.append(time.perf_counter() - begin)
-    return times
 
 
 def _aggregation_table(family: str, cells: dict[str, Any]) -> Table:

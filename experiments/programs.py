@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-
-WARM_UP = 2
-"""Rounds that are not counted."""
 
 
 class Program(NamedTuple):
@@ -40,19 +38,37 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = WARM_UP
-) -> dict[str, float]:
-    """Median seconds per call; in turn, so that a slow moment hits all of them.
+def timings(
+    programs: Mapping[Any, Callable[[], Any]], rounds: int, seconds: float = math.inf
+) -> dict[Any, list[float]]:
+    """Seconds of each call, in turn, so that a slow moment hits all programs.
 
     Each timed call follows one of its own kind, as in training: after another program's it
-    would pay for the caches and the memory that the other one left cold.
+    would pay for the caches, the memory and the threads that the other one left behind.
+
+    Args:
+        programs: calls by name.
+        rounds: timed rounds.
+        seconds: a program that took as long sits out the further rounds (after three);
+            one that takes a tenth of it is not called untimed before every timed call.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + warm_up):
-        for name, call in calls.items():
-            seconds_of(call)
-            seconds = seconds_of(call)
-            if round_ >= warm_up:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
+    times: dict[Any, list[float]] = {name: [] for name in programs}
+    for program in programs.values():
+        if seconds_of(program) < seconds / 4:
+            seconds_of(program)
+    for _ in range(rounds):
+        for name, program in programs.items():
+            done = times[name]
+            if len(done) >= 3 and 2 * sum(done) > seconds:
+                continue
+            if not done or statistics.median(done) < seconds / 10:
+                seconds_of(program)
+            done.append(seconds_of(program))
+    return times
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], rounds: int
+) -> dict[str, float]:
+    """Median seconds of each call, see :func:`timings`."""
+    return {n: statistics.median(times) for n, times in timings(calls, rounds).items()}

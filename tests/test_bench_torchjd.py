@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mtl_jax
-from experiments import bench_torchjd, records, torchjd_peer
+from experiments import bench_torchjd, programs, records, torchjd_peer
 
 METHODS = ("nash_mtl", "cagrad", "upgrad")
 needs_torchjd = pytest.mark.skipif(
@@ -40,8 +40,8 @@ def test_our_accuracy_in_float32_and_float64(method):
 
 def test_interleaved_times_every_program():
     calls = []
-    programs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    times = bench_torchjd.interleaved(programs, rounds=4, seconds=60)
+    recorders = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    times = programs.timings(recorders, rounds=4, seconds=60)
     assert [len(times[name]) for name in "ab"] == [4, 4]
     assert calls.count("a") == calls.count("b") == 2 + 2 * 4
     assert calls[4:8] == list("aabb")
@@ -64,13 +64,13 @@ def test_record_with_torchjd(tmp_path, monkeypatch):
     )
     record = records.read_json(path)
     for cells in record["aggregation_ms"].values():
-        for method, programs in cells["T=2"].items():
-            residual = programs.pop("float64", {"residual": 0.0})["residual"]
+        for method, named in cells["T=2"].items():
+            residual = named.pop("float64", {"residual": 0.0})["residual"]
             assert residual < 1e-9
-            for cell in programs.values():
+            for cell in named.values():
                 assert cell["weights"] > 0 and cell["update"] > 0
             if method not in ("pcgrad", "nash_mtl", "upgrad"):  # theirs are inexact
-                assert max(cell["error"] for cell in programs.values()) < 1e-3
+                assert max(cell["error"] for cell in named.values()) < 1e-3
     steps = record["steps_ms"]["T=2"]
     assert set(steps) == {"plain", "nash_mtl", "mgda", "upgrad"}
     cell = steps["mgda"]["torchjd, autogram"]
