@@ -10,7 +10,7 @@ run: $(READY)  ## Train and compare the methods on the embedded digits
 	$(BIN)/python -m experiments compare
 
 test: $(READY)  ## The default test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow

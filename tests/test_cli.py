@@ -45,6 +45,7 @@ class Command:
         return process.communicate(timeout=120)[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_kill_end_like_a_run_left_alone(tmp_path):
     command = Command(tmp_path)
     alone, cut = tmp_path / "alone", tmp_path / "cut"

@@ -209,8 +209,13 @@ def test_unknown_extra_arguments_pass_through(name):
     chex.assert_trees_all_close(with_extra, without)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    slow_but(
+        [(name, jnp.float32) for name in NAMES] + [("nash_mtl", jnp.bfloat16)],
+        [(call, dtype) for call in CALLS for dtype in (jnp.float32, jnp.bfloat16)],
+    ),
+)
 def test_finite_on_adversarial_gradients(call, dtype):
     for case, jacobian in ADVERSARIAL.items():
         num_tasks = jacobian.shape[0]
