@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import logging
-import os
-import re
 import shutil
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from experiments import records
 from mtl_jax import tree
+from mtl_jax.storage import quietly
 
 FOLDER = "checkpoint"
 
@@ -42,7 +36,7 @@ def save(folder: Path, state: Any) -> None:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(path, to_dict(state))
 
-    _, reason = _quietly(write)
+    _, reason = quietly(write)
     if reason is not None:
         _remove_unfinished(folder)
         raise records.StorageError(path, reason)
@@ -88,47 +82,12 @@ def read(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
         with ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(path)
 
-    found, reason = _quietly(load)
+    found, reason = quietly(load)
     if found is None or reason is not None:
         raise ValueError(
             f"the checkpoint {path} is damaged or foreign ({reason}): {_advice(folder)}"
         )
     return path, found
-
-
-def _quietly(function: Callable[[], Any]) -> tuple[Any, str | None]:
-    """Runs orbax; returns its result or ``None``, and in one line why it failed.
-
-    After a failure orbax logs tracebacks, and its remaining tasks report to a closed
-    event loop: to asyncio's logger when they are collected, and from threads of
-    tensorstore to ``sys.unraisablehook``. None of it says more than the first error.
-    """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: None
-    try:
-        try:
-            return function(), None
-        except Exception as error:  # orbax raises whatever its storage layers raise
-            reason = _reason(error)
-        gc.collect()
-        time.sleep(0.2)  # for the threads
-        return None, reason
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _reason(error: Exception) -> str:
-    """The operating system's words where there are any, else the start of orbax's."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code is not None:
-        return os.strerror(int(code[1]))
-    text = error.strerror if isinstance(error, OSError) else None
-    return text or " ".join(str(error).split())[:200]
 
 
 def _advice(folder: Path) -> str:
