@@ -62,8 +62,9 @@ def non_dominated(
         worse = x - y
         worse[np.abs(worse) < tolerance] = 0
         if strict:
-            return (worse > 0).all(-1).any(1)
-        return ((worse >= 0).all(-1) & (worse > 0).any(-1)).any(1)
+            return np.any(np.all(worse > 0, axis=-1), axis=1)
+        somewhere = np.any(worse > 0, axis=-1)
+        return np.any(np.all(worse >= 0, axis=-1) & somewhere, axis=1)
 
     return ~_by_blocks(dominated, values, values).astype(bool)
 
@@ -114,7 +115,8 @@ def epsilon_non_dominated(points: ArrayLike, epsilon: ArrayLike) -> np.ndarray:
 
     def beaten(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         least = x - margin
-        return ((y <= least).all(-1) & (y < least).any(-1)).any(1)
+        somewhere = np.any(y < least, axis=-1)
+        return np.any(np.all(y <= least, axis=-1) & somewhere, axis=1)
 
     return ~_by_blocks(beaten, values, values).astype(bool)
 
@@ -149,8 +151,11 @@ def coverage(a: ArrayLike, b: ArrayLike) -> float:
     better, worse = _two_fronts("a", a, "b", b)
     if not len(better):
         return 0.0
-    covered = _by_blocks(lambda y, x: (x <= y).all(-1).any(1), worse, better)
-    return float(covered.mean())
+
+    def covered(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return np.any(np.all(x <= y, axis=-1), axis=1)
+
+    return float(_by_blocks(covered, worse, better).mean())
 
 
 def front_gap(points: ArrayLike, front: ArrayLike) -> np.ndarray:
