@@ -1,5 +1,6 @@
 """Data sets as NumPy arrays, and analytic problems."""
 
+from mtl_jax.data.census import TabularData, TabularSplit, load_census
 from mtl_jax.data.digits import BASES, DigitHalves, Digits, load_digits
 from mtl_jax.data.multi_mnist import (
     MEAN,
@@ -11,6 +12,8 @@ from mtl_jax.data.multi_mnist import (
 )
 from mtl_jax.data.recipes import CONSTRUCTIONS, compose
 from mtl_jax.data.toy import TOY_STARTS, toy_losses, toy_pareto_set
+from mtl_jax.data.utkface import FaceData, FaceSplit, FaceTargets, load_utkface
+from mtl_jax.data.zdt2 import zdt2_front, zdt2_losses, zdt2_pareto_point, zdt2_sample
 
 __all__ = [
     "BASES",
@@ -20,12 +23,23 @@ __all__ = [
     "TOY_STARTS",
     "DigitHalves",
     "Digits",
+    "FaceData",
+    "FaceSplit",
+    "FaceTargets",
     "MultiTaskData",
     "Split",
+    "TabularData",
+    "TabularSplit",
     "compose",
+    "load_census",
     "load_digits",
     "load_multi_mnist",
+    "load_utkface",
     "standardize",
     "toy_losses",
     "toy_pareto_set",
+    "zdt2_front",
+    "zdt2_losses",
+    "zdt2_pareto_point",
+    "zdt2_sample",
 ]
