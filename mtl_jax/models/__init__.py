@@ -1,24 +1,35 @@
 """Reference networks and adapters; the only part of mtl_jax that imports flax."""
 
+from mtl_jax.models.census_mlp import CensusMLP, DenseEncoder
 from mtl_jax.models.conv import conv_pool
 from mtl_jax.models.functional import FunctionalModel, as_functional
 from mtl_jax.models.heads import Heads
 from mtl_jax.models.lenet import Encoder, LeNet
-from mtl_jax.models.losses import accuracy, cross_entropy
+from mtl_jax.models.losses import accuracy, cross_entropy, mixed_errors, mixed_losses
+from mtl_jax.models.mini_lenet import MiniEncoder, MiniLeNet
 from mtl_jax.models.resnet import ResNet18, ResNet18Encoder
 from mtl_jax.models.transformer import TransformerClassifier, TransformerEncoder
+from mtl_jax.models.utkface import NamedHeads, UTKFaceNet
 
 __all__ = [
+    "CensusMLP",
+    "DenseEncoder",
     "Encoder",
     "FunctionalModel",
     "Heads",
     "LeNet",
+    "MiniEncoder",
+    "MiniLeNet",
+    "NamedHeads",
     "ResNet18",
     "ResNet18Encoder",
     "TransformerClassifier",
     "TransformerEncoder",
+    "UTKFaceNet",
     "accuracy",
     "as_functional",
     "conv_pool",
     "cross_entropy",
+    "mixed_errors",
+    "mixed_losses",
 ]
