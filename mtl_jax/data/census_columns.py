@@ -2,8 +2,8 @@
 
 As documented in the set's own ``census-income.names``, which leaves out the mark ``?``
 for unknown: it occurs in the eight columns that have it here. The vocabulary is fixed, so
-that the width of the inputs does not depend on which rows are at hand. All of it occurs in
-the official test file, but for one value of the family status.
+that the width of the inputs does not depend on which rows are at hand. All of it occurs
+in the official test file, but for one value of the family status.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from mtl_jax.models.heads import fan_in_uniform
 from mtl_jax.models.resnet import NORMS, STEMS, ResNet18Encoder
 
 FACE_TASKS = (("age", 1), ("gender", 2), ("race", 5))
-"""Tasks of UTKFace with their outputs: a number, and the logits of two and five classes."""
+"""Tasks of UTKFace and their outputs: a number, the logits of two and of five classes."""
 
 
 class UTKFaceNet(nn.Module):
@@ -80,7 +80,7 @@ class UTKFaceNet(nn.Module):
 
 
 class NamedHeads(nn.Module):
-    """One dense head per task, of its own size: ``(B, d)`` to a tuple of ``(B, outputs)``.
+    """One dense head per task, each of its own size: ``(B, d)`` to ``(B, outputs)`` each.
 
     Where all tasks have the same number of outputs, :class:`~mtl_jax.models.Heads` does
     them in one product. The outputs are at least float32 whatever ``dtype`` is.
