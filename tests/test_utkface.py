@@ -201,6 +201,7 @@ def test_splits_by_fractions_and_seed(tmp_path):
     assert [len(part) for part in first] == [14, 2, 4]
     assert sorted(itertools.chain(*first)) == [1 + 5 * k for k in range(20)]
     assert ages() == first and ages(seed=1) != first
+    assert first[0] != sorted(first[0])  # the files are sorted, the splits are not
     halves = ages(fractions=(0.5, 0, 0.5))
     assert [len(part) for part in halves] == [10, 0, 10]
     few = ages(max_images=5)

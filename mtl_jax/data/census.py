@@ -122,9 +122,9 @@ def load_census(
         tasks: which of the tasks, in which order.
         preprocessing: ``"faithful"`` or ``"fixed"``.
         split: ``"official"``: the two files are training and test rows. ``"seeded"``:
-            all rows found are put together and a third of them, as in the official
-            split, is drawn for the test. ``"auto"``: official where both files are
-            there, else seeded. Parts of the training file
+            all rows found are put together in random order and a third of them, as in
+            the official split, is set aside for the test. ``"auto"``: official where
+            both files are there, else seeded. Parts of the training file
             (``census-income.data.sample*``) are read where the whole is missing.
         validation: number of training rows set aside, at random.
         seed: of the seeded split, the validation rows and the synthetic table.
@@ -227,7 +227,7 @@ def _read(
         )
     order = np.random.default_rng([seed, 0]).permutation(total)
     test_rows = max(round(total / 3), 1)
-    halves = (np.sort(order[test_rows:]), np.sort(order[:test_rows]))
+    halves = (order[test_rows:], order[:test_rows])
     reason = "" if complete else " because one half is not complete"
     train, test = (census_files.take(pool, rows) for rows in halves)
     return train, test, f"{start}, split by seed {seed}{reason}, from {found}"
