@@ -16,6 +16,7 @@ STUDIES = {
     "compare": "trains methods and single-task networks; table and pictures",
     "train": "one training run",
     "toy": "trajectories on the two-dimensional problem of Nash-MTL's Figure 1",
+    "explore": "continuous Pareto exploration: fronts followed with Krylov solves",
     "bench": "step time of every method as a ratio to a plain step",
     "methods": "lists the registered methods",
 }
