@@ -9,6 +9,7 @@ leading axis by :func:`value_and_task_grads`, into one update::
 """
 
 from mtl_jax import metrics as metrics
+from mtl_jax import pareto as pareto
 from mtl_jax import sharding as sharding
 from mtl_jax import solvers as solvers
 from mtl_jax import train as train

@@ -29,6 +29,7 @@ HEAVY = {
     "mlxtend": "data/",
     "moocore": "metrics/",
     "orbax": "storage.py",
+    "PIL": "data/",
 }
 
 
