@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtl_jax._types import Array, ArrayTree
 from mtl_jax.tree import accumulator_dtype, path_name
@@ -115,25 +113,11 @@ def select(condition: Array, tree: ArrayTree, other: ArrayTree) -> ArrayTree:
 
 
 def inner(tree: ArrayTree, other: ArrayTree) -> Array:
-    """Returns the inner product, accumulated in float32, or float64 if a leaf is.
-
-    A contraction and not a sum of products: XLA's CPU backend adds up a sum one entry
-    after another, which loses digits in float32 where there are millions of them.
-    """
+    """Returns the inner product, accumulated in float32, or float64 if a leaf is."""
     dtype = accumulator_dtype(tree)
-
-    def leaf_inner(x: Array, y: Array) -> Array:
-        axes = tuple(range(x.ndim))
-        return lax.dot_general(
-            x,
-            y,
-            ((axes, axes), ((), ())),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=dtype,
-            out_sharding=_replicated(x),
-        ).astype(dtype)
-
-    products = jax.tree.map(leaf_inner, tree, other)
+    products = jax.tree.map(
+        lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), tree, other
+    )
     return jnp.asarray(sum(jax.tree.leaves(products)))
 
 
@@ -156,14 +140,6 @@ def all_finite(tree: ArrayTree) -> Array:
     """Returns whether every entry of every leaf is finite, bool ``()``."""
     flags = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
     return jnp.stack(flags).all()
-
-
-def _replicated(leaf: Array) -> NamedSharding | None:
-    """Output sharding that explicit-axes meshes ask for; ``None`` everywhere else."""
-    sharding = getattr(jax.typeof(leaf), "sharding", None)
-    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
-    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def _label(path: tuple) -> str:
