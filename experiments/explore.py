@@ -48,7 +48,7 @@ class ExploreConfig:
     out: Path | None = None
     """Folder of the records and pictures; default: runs/CONFIG."""
     resume: bool = False
-    """Keep the finished parts of the run in that folder (multi_mnist, census, utkface)."""
+    """Keep the finished parts of the run in that folder (all problems but zdt2)."""
     data_dir: Path | None = None
     """Folder of the full data; without it what the package embeds."""
     pairs: tuple[int, int, int] | None = None

@@ -28,7 +28,7 @@ PAPER_WEIGHTS = 101
 
 
 def run(config: ExploreConfig, folder: Path) -> list[Table]:
-    """Runs the comparison and writes ``summary.json`` and three archives.
+    """Runs the comparison and writes ``summary.json`` and four archives.
 
     Raises:
         FileNotFoundError: if the base set is not in ``data_dir``.
@@ -38,7 +38,7 @@ def run(config: ExploreConfig, folder: Path) -> list[Table]:
     _check(config)
     problem = make_problem(config)
     print(f"data: {problem.source}", flush=True)
-    front = empirical_front(problem, config)
+    front = empirical_front(problem, config, folder)
     points, values = front.params[front.kept], front.losses[front.kept]
     lines = all_lines(problem, points, config)
     bad = [name for name, each in lines.items() if not np.isfinite(each.losses).all()]
@@ -58,7 +58,6 @@ def run(config: ExploreConfig, folder: Path) -> list[Table]:
             "losses": front.losses,
             "kept": front.kept,
         },
-        "front_params.npz": {"params": front.params},
         "lines.npz": {name: each.losses for name, each in lines.items()},
         "residuals.npz": {
             "residuals": curves,

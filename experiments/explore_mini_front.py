@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
-from experiments import cli, progress
+from experiments import cli, progress, records, toy_table
 from experiments.explore import ExploreConfig
 from mtl_jax import data, metrics, models
 
@@ -30,6 +32,16 @@ class MiniProblem(NamedTuple):
     start: np.ndarray
     """Common starting point of all weights, float32 (P,)."""
     source: str
+
+
+class Minimum(NamedTuple):
+    """Where L-BFGS ended on one weighted sum."""
+
+    params: Any
+    """float32 (P,)."""
+    evaluations: Any
+    """Functions with gradients."""
+    seconds: Any
 
 
 class EmpiricalFront(NamedTuple):
@@ -79,13 +91,16 @@ def make_problem(config: ExploreConfig) -> MiniProblem:
     return MiniProblem(losses, split, np.asarray(start), loaded.source)
 
 
-def empirical_front(problem: MiniProblem, config: ExploreConfig) -> EmpiricalFront:
+def empirical_front(
+    problem: MiniProblem, config: ExploreConfig, folder: Path
+) -> EmpiricalFront:
     """Minimises evenly spaced weighted sums by L-BFGS-B with SciPy's defaults.
 
-    The optimiser works in float64, losses and gradients are float32, as published.
+    The optimiser works in float64, losses and gradients are float32, as published. Each
+    minimum is saved in ``minima.npz``; with ``config.resume`` those there are kept.
 
     Raises:
-        ValueError: if fewer than two points remain.
+        ValueError: if fewer than two points remain, or the file is damaged.
     """
     objective = jax.jit(
         jax.value_and_grad(lambda x, weights, split: weights @ problem.losses(x, split))
@@ -96,34 +111,51 @@ def empirical_front(problem: MiniProblem, config: ExploreConfig) -> EmpiricalFro
         return float(value), np.asarray(grad, np.float64)
 
     firsts = np.linspace(0, 1, config.front_weights)
-    results: list[Any] = []
-    begin = time.perf_counter()
+    path = folder / "minima.npz"
+    done = _saved(path) if config.resume and path.exists() else []
     with progress.show(len(firsts), enabled=cli.is_terminal()) as bar:
         bar.describe("L-BFGS")
-        for first in firsts:
-            results.append(
-                scipy.optimize.minimize(
-                    value_and_grad,
-                    problem.start.astype(np.float64),
-                    args=(np.array([first, 1 - first], np.float32),),
-                    method="L-BFGS-B",
-                    jac=True,
-                    options={"maxiter": config.front_iterations},
-                )
+        bar.advance(len(done))
+        for first in firsts[len(done) :]:
+            begin = time.perf_counter()
+            result = scipy.optimize.minimize(
+                value_and_grad,
+                problem.start.astype(np.float64),
+                args=(np.array([first, 1 - first], np.float32),),
+                method="L-BFGS-B",
+                jac=True,
+                options={"maxiter": config.front_iterations},
             )
+            seconds = time.perf_counter() - begin
+            done.append(Minimum(np.float32(result.x), result.nfev, seconds))
+            records.write_bytes(path, toy_table.as_npz(**_columns(done)))
             bar.advance(1)
-    seconds = time.perf_counter() - begin
-    params = np.stack([result.x for result in results]).astype(np.float32)
+    columns = _columns(done)
     evaluate = jax.jit(problem.losses)
-    losses = np.stack([evaluate(jnp.asarray(x), problem.data) for x in params])
+    losses = [evaluate(jnp.asarray(x), problem.data) for x in columns["params"]]
+    losses = np.asarray(jax.device_get(losses))
     return EmpiricalFront(
         firsts,
-        params,
+        columns["params"],
         losses,
-        np.array([result.nfev for result in results]),
+        columns["evaluations"],
         kept_points(losses, config.front_limits),
-        seconds,
+        float(columns["seconds"].sum()),
     )
+
+
+def _columns(minima: Sequence[Minimum]) -> dict[str, np.ndarray]:
+    names = Minimum._fields
+    return {n: np.stack([getattr(each, n) for each in minima]) for n in names}
+
+
+def _saved(path: Path) -> list[Minimum]:
+    try:
+        with np.load(path) as saved:
+            columns = [saved[name] for name in Minimum._fields]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is damaged: delete it") from None
+    return [Minimum(*row) for row in zip(*columns, strict=True)]
 
 
 def kept_points(losses: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:

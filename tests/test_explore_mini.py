@@ -11,7 +11,12 @@ import pytest
 from experiments import explore_mini, explore_mini_plot
 from experiments.__main__ import main
 from experiments.explore import ExploreConfig
-from experiments.explore_mini_front import MiniProblem, kept_points, make_problem
+from experiments.explore_mini_front import (
+    MiniProblem,
+    empirical_front,
+    kept_points,
+    make_problem,
+)
 from experiments.explore_mini_lines import Lines, chain, quality
 from experiments.explore_mini_solver import iterations_until
 
@@ -54,17 +59,24 @@ def explore(*options):
     return main(["explore", "--config", "explore_mini_mnist", *map(str, options)])
 
 
-@pytest.fixture(scope="module")
-def bowls(tmp_path_factory):
-    """The study on quadratics, and the folder of its records."""
-    path, problem = tmp_path_factory.mktemp("explore") / "run", bowl_problem()
+def bowl_study(path, *more):
+    """The study on quadratics; returns the problem and the exit code."""
+    problem = bowl_problem()
     options = ["--front-weights", 5, "--front-limits", 0, 99, 0, 99, "--steps", STEPS]
     options += ["--learning-rate", RATE, "--maxiter", MAXITER, "--tol", 1e-6]
     options += ["--line-points", 21, "--line-reach", 0.2]
     options += ["--residual-points", 2, "--residual-maxiter", 25]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explore_mini, "make_problem", lambda config: problem)
-        assert explore("--out", path, *options) == 0
+        return problem, explore("--out", path, *options, *more)
+
+
+@pytest.fixture(scope="module")
+def bowls(tmp_path_factory):
+    """The problem, and the folder of its records."""
+    path = tmp_path_factory.mktemp("explore") / "run"
+    problem, code = bowl_study(path)
+    assert code == 0
     return problem, path
 
 
@@ -76,7 +88,7 @@ def load(path, name):
 def test_records_and_pictures(bowls):
     _, path = bowls
     assert {each.name for each in path.iterdir()} == {
-        *("config.json", "summary.json", "front.npz", "front_params.npz", "lines.npz"),
+        *("config.json", "summary.json", "front.npz", "minima.npz", "lines.npz"),
         *("residuals.npz", "figure_4.png", "residuals.png"),
     }
     before = (path / "figure_4.png").read_bytes()
@@ -86,7 +98,7 @@ def test_records_and_pictures(bowls):
 
 def test_empirical_front_is_the_known_one(bowls):
     problem, path = bowls
-    front, params = load(path, "front"), load(path, "front_params")["params"]
+    front, params = load(path, "front"), load(path, "minima")["params"]
     points, losses = bowl_front(problem, front["weights"])
     np.testing.assert_allclose(params, points, atol=3e-3)
     np.testing.assert_allclose(front["losses"], losses, atol=1e-2)
@@ -96,6 +108,25 @@ def test_empirical_front_is_the_known_one(bowls):
     assert facts["weights_in_the_paper"] == 101
     spent = facts["spent"]
     assert spent["gradients"] == sum(spent["evaluations_per_weight"]) > 20
+
+
+def test_minima_of_an_earlier_run_are_kept(bowls, tmp_path, capsys):
+    problem, path = bowls
+    config = ExploreConfig(front_weights=5, front_limits=(0, 99, 0, 99), resume=True)
+    with np.load(path / "minima.npz") as saved:
+        first = {name: array[:3] for name, array in saved.items()}
+    first["params"] += 1  # what was found before is not sought again
+    np.savez(tmp_path / "minima.npz", **first)
+    front = empirical_front(problem, config, tmp_path)
+    np.testing.assert_array_equal(front.params[:3], first["params"])
+    after = load(path, "minima")["params"][3:]
+    np.testing.assert_array_equal(front.params[3:], after)
+    (tmp_path / "minima.npz").write_bytes(b"PK cut off")
+    with pytest.raises(ValueError, match=r"minima\.npz is damaged: delete it"):
+        empirical_front(problem, config, tmp_path)
+    # other settings than those of the run there
+    assert bowl_study(path, "--front-weights", 6, "--resume")[1] == 2
+    assert "front_weights: 5 there, 6 now" in capsys.readouterr().err
 
 
 def test_tangent_lines_follow_the_front_and_others_leave_it(bowls):
@@ -122,7 +153,7 @@ def test_tangent_lines_follow_the_front_and_others_leave_it(bowls):
 
 def test_descent_takes_the_published_steps_and_counts_are_exact(bowls):
     problem, path = bowls
-    x = load(path, "front_params")["params"][3]  # second of the kept ones
+    x = load(path, "minima")["params"][3]  # second of the kept ones
     curvatures, centres = (np.asarray(part) for part in problem.data)
     for t in range(1, STEPS + 1):
         x = x - RATE / np.sqrt(t) * curvatures[1] * (x - centres[1])
@@ -188,7 +219,7 @@ def test_network_runs_from_the_command_line(tmp_path):
     assert "'exploration_14' construction" in summary["data"]
     assert summary["lines"]["MINRES"]["spent"]["hvps"] == 3 * kept
     assert load(tmp_path, "lines")["MINRES"].shape == (kept, 5, 2)
-    assert load(tmp_path, "front_params")["params"].shape == (3, 1500)
+    assert load(tmp_path, "minima")["params"].shape == (3, 1500)
     ways = summary["solver"]["ways"]
     assert [way["hvps"] for way in ways.values()] == [3, 3, 3]
 
