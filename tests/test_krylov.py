@@ -97,8 +97,13 @@ def cases(method):
     return systems, *(np.stack(part) for part in zip(*systems, strict=True))
 
 
-@pytest.mark.parametrize("k", slow_but((1, 2, 5, N), range(1, N + 1)))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method, k",
+    slow_but(
+        [("minres", 1), ("minres", 3), ("minres", N), ("cg", 3)],
+        [(method, k) for method in METHODS for k in range(1, N + 1)],
+    ),
+)
 def test_every_iterate_is_scipys(x64, method, k):
     systems, matrices, rhs = cases(method)
     x, info, true = batched(method, k)(matrices, rhs, rhs)
@@ -109,10 +114,13 @@ def test_every_iterate_is_scipys(x64, method, k):
     np.testing.assert_allclose(info.residual_norm, true, atol=1e-11)
     if method == "minres":
         assert np.all(np.diff(info.residual_norms, axis=1) <= 0)
+    if k < 3:  # the clustered spectrum has three eigenvalues
+        assert np.all(info.stop == MAXITER) and np.all(info.iterations == k)
     if k == N:
         assert np.all(true <= 1e-9)
 
 
+@pytest.mark.slow
 def test_warm_iterates_are_scipys(x64):
     rng = np.random.default_rng(5)
     systems = [system(name) for name in ("definite", "indefinite")]
@@ -167,10 +175,6 @@ def test_stops(method):
     b_norm = np.linalg.norm(b)
     assert loose.residual_norm <= 0.1 * b_norm < loose.residual_norms[0]
     assert loose.residual_norms[int(loose.iterations) - 1] > 0.1 * b_norm
-    x, info = jax.jit(lambda b: METHODS[method](lambda v: matrix @ v, b, maxiter=3))(b)
-    assert info.stop == MAXITER and info.iterations == 3
-    chex.assert_shape(info.residual_norms, (4,))
-    chex.assert_tree_all_finite((x, info))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -304,7 +308,7 @@ def test_zdt2_tangent(x64):
         chex.assert_tree_all_finite(last)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(("minres",), METHODS))
 def test_right_hand_sides_by_vmap(method):
     matrix, b = system("definite")
     eigenvector = np.linalg.eigh(matrix)[1][:, 3]
@@ -423,7 +427,7 @@ def flat_of(tree):
     return jnp.concatenate(leaves)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(("minres",), METHODS))
 def test_pytrees(method):
     matrix, b = system("definite")
     weak = jnp.asarray(matrix, jnp.float32)
@@ -443,7 +447,7 @@ def test_pytrees(method):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_but(("minres",), METHODS))
 def test_low_precision_leaves(method):
     size = 3000
     diagonal = jnp.linspace(1, 2, size, dtype=jnp.bfloat16)
@@ -519,7 +523,11 @@ def test_never_nan(entries, rank, damping):
 
 def test_bad_arguments():
     b = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
-    for solver in (minres, cg):
+    for method in METHODS.values():
+
+        def solver(*args, method=method, **options):
+            jax.eval_shape(lambda: method(*args, **options))  # tracing is enough
+
         with pytest.raises(
             ValueError, match=r"leaf 'a' of matvec\(b\) has shape \(3, 2\)"
         ):
