@@ -1,6 +1,7 @@
 """Tangents of Pareto sets: closed forms, degenerate cases, and steps as an optax chain."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -346,13 +347,14 @@ def test_bad_arguments():
             tangent(**options)
     with pytest.raises(ValueError, match="nothing to expand"):
         pareto.independent_directions(1)
-    for num_tasks, options, message in (
+    wrong: list[tuple[int, dict[str, Any], str]] = [
         (1, {"beta": np.ones(1)}, "nothing to expand"),
         (2, {"beta": np.ones(3)}, "one entry per objective"),
         (2, {"beta": np.array([1.0, np.nan])}, "beta must be finite"),
         (2, {"beta": np.ones(2), "momentum": 1.0}, "momentum must lie in"),
         (2, {"beta": np.ones(2), "x0": "ones"}, "x0 must be one of"),
-    ):
+    ]
+    for num_tasks, options, message in wrong:
         with pytest.raises(ValueError, match=message):
             pareto.pareto_expansion(num_tasks, **options)
     tx = pareto.pareto_expansion(2, beta=jnp.array([1.0, 0.0]))

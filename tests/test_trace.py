@@ -1,6 +1,7 @@
 """Traced fronts: closed forms, loops and devices that agree, exact counts."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -37,7 +38,7 @@ def flat(params):
     return np.concatenate([params["a"], np.asarray(params["b"])[..., None]], axis=-1)
 
 
-def trace_of(losses_fn=SHEET_LOSSES, starts=None, betas=BETAS, **options):
+def trace_of(losses_fn=SHEET_LOSSES, starts=None, betas: Any = BETAS, **options: Any):
     options = {"steps": STEPS, "step_size": 0.05, "tol": 1e-6, **options}
     starts = starts_of() if starts is None else starts
     return pareto.trace_front(losses_fn, starts, betas, **options)
@@ -84,6 +85,7 @@ def test_dominance_report():
     assert trace.dominated.any() and not trace.dominated.all()
 
 
+@pytest.mark.slow  # compiles for two devices; test_batches runs vmap
 def test_sharded_starts_equal_map():
     mesh = mtl_jax.sharding.make_mesh(jax.devices()[:2])
     starts = jax.device_put(starts_of(), NamedSharding(mesh, PartitionSpec("data")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mtl_jax._types import Array
 
@@ -55,7 +56,7 @@ def independent_directions(num_objectives: int) -> Array:
     return jnp.asarray(rows)
 
 
-def both_ways(betas: Array) -> Array:
+def both_ways(betas: ArrayLike) -> Array:
     """Returns every right-hand side and then its opposite, ``(K, m)`` to ``(2 K, m)``.
 
     Args:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from mtl_jax import tree
 from mtl_jax._types import (
@@ -50,7 +51,7 @@ class ExpansionState(NamedTuple):
 def pareto_expansion(
     num_tasks: int,
     *,
-    beta: Array,
+    beta: ArrayLike,
     correction: bool = True,
     momentum: float | Array = 0.0,
     heads: tree.HeadsSpec = None,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mtl_jax import tree
 from mtl_jax._types import Array, ArrayTree, Solution, StackedTree, check_choice
@@ -117,9 +118,9 @@ class Tangent(NamedTuple):
 def tangent(
     matvec: Matvec,
     task_grads: StackedTree,
-    beta: Array,
+    beta: ArrayLike,
     *,
-    alpha: Array | None = None,
+    alpha: ArrayLike | None = None,
     correction: bool = True,
     solver: str = "minres",
     damping: float | Array = 0.0,

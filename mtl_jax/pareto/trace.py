@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from mtl_jax import tree
 from mtl_jax._types import Array, ArrayTree, LossesFn, check_choice, check_range
@@ -70,7 +71,7 @@ class Trace(NamedTuple):
 def trace_front(
     losses_fn: LossesFn,
     starts: ArrayTree,
-    betas: Array,
+    betas: ArrayLike,
     *,
     steps: int,
     step_size: float | Array,
@@ -148,6 +149,9 @@ def trace_front(
     function objects, not new lambdas. To let ``losses_fn`` or ``batches`` use large
     arrays without making them constants of the program, bind them with
     ``jax.tree_util.Partial(function, arrays)``.
+
+    Matrix products have JAX's default precision: on a GPU call it inside
+    ``jax.default_matmul_precision("highest")`` where TF32 would disturb the solves.
 
     Examples:
         >>> from mtl_jax.pareto import both_ways, independent_directions
