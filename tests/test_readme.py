@@ -79,3 +79,18 @@ def test_example_of_combined_gradients_runs():
     exec(code.group(1), names)
     assert names["losses"].shape == (3,)
     chex.assert_trees_all_equal_shapes(names["grads"], params)
+
+
+def test_front_example_runs():
+    code = re.search(r"```python\n(from mtl_jax\.pareto.*?)```", README, re.S)
+    assert code is not None
+
+    def losses_fn(x):
+        return jnp.stack([jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)])
+
+    names: dict = {"losses_fn": losses_fn, "starts": jnp.zeros((1, 2))}
+    exec(code.group(1), names)
+    # The front is the diagonal; the two chains of ten steps of 0.1 end at +-1 / sqrt(2).
+    ends = jnp.stack([names["front"](0.0), names["front"](1.0)])
+    chex.assert_trees_all_close(jnp.abs(ends), jnp.full((2, 2), 0.5**0.5), atol=1e-5)
+    chex.assert_trees_all_close(names["params"][0], names["params"][1], atol=1e-6)
