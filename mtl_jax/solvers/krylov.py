@@ -62,9 +62,9 @@ def minres(
         ``x`` has, the dtypes of ``b``.
 
         * ``info.residual_norm`` is the recurrence's estimate, which never grows. The
-          true residual follows it until rounding, about ``eps |A| |x|`` a step, or the
-          loss of orthogonality among the Lanczos vectors shows: far below any useful
-          tolerance in float64; in float32 compute ``b - A x`` where digits matter.
+          true residual follows it down to about ``eps |A| |x|`` (in float32 to six digits
+          over 150 iterations on a LeNet's Hessian); nearer to that bound the estimate
+          goes on falling alone, so compute ``b - A x`` where it matters.
         * ``info.negative_curvature`` tells, at no cost, whether a residual with
           ``r.A r < 0`` was met, hence that ``A + damping I`` is not positive
           semi-definite. It stops nothing.
