@@ -8,7 +8,6 @@ from mtl_jax.pareto.expansion import pareto_expansion as pareto_expansion
 from mtl_jax.pareto.front import ParetoFront as ParetoFront
 from mtl_jax.pareto.hvp import batched_hvp as batched_hvp
 from mtl_jax.pareto.hvp import hvp as hvp
-from mtl_jax.pareto.manifold import ManifoldState as ManifoldState
 from mtl_jax.pareto.manifold import pareto_manifold as pareto_manifold
 from mtl_jax.pareto.manifold_front import ManifoldFront as ManifoldFront
 from mtl_jax.pareto.manifold_front import evaluate_manifold as evaluate_manifold
@@ -19,6 +18,7 @@ from mtl_jax.pareto.manifold_grads import (
     value_and_manifold_grads as value_and_manifold_grads,
 )
 from mtl_jax.pareto.manifold_grads import value_and_member_grad as value_and_member_grad
+from mtl_jax.pareto.manifold_rule import ManifoldState as ManifoldState
 from mtl_jax.pareto.members import member_mixture as member_mixture
 from mtl_jax.pareto.members import member_similarity as member_similarity
 from mtl_jax.pareto.members import stack_members as stack_members

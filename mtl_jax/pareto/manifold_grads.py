@@ -18,7 +18,7 @@ from mtl_jax._types import (
     check_losses,
 )
 from mtl_jax.gradients import value_and_task_grads
-from mtl_jax.pareto.manifold import ManifoldState, make_manifold_rule
+from mtl_jax.pareto.manifold_rule import ManifoldState, make_manifold_rule
 from mtl_jax.pareto.members import count_members, member_mixture
 from mtl_jax.pareto.simplex_samplers import check_alphas
 from mtl_jax.stacking import STRATEGIES, stack_rows

@@ -1,8 +1,9 @@
-"""Pareto manifold learning in NumPy float64, by loops, and its closed forms."""
+"""Pareto manifold learning in NumPy float64, by loops, and its closed forms; problems."""
 
 from itertools import pairwise, product
 from math import prod
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -82,3 +83,16 @@ def line_optimum(scales, concentration):
         for k in range(2):
             matrix[m, k] += scales[t] * moment(m, t, k)
     return np.linalg.solve(matrix, right)
+
+
+def points_of(seed, samples, num_tasks, num_members=None, num_params=24):
+    """Random alphas, losses and gradients in float64."""
+    rng = np.random.default_rng(seed)
+    alphas = rng.dirichlet(np.ones(num_members or num_tasks), samples)
+    losses = rng.uniform(0.5, 3, (samples, num_tasks))
+    return alphas, losses, rng.normal(size=(samples, num_tasks, num_params))
+
+
+def quadratics(x, centres, scales):
+    """``c_i |x - a_i|^2`` for ``x (n,)``, centres ``(T, n)``, scales ``(T,)``."""
+    return scales * jnp.sum(jnp.square(x[None] - centres), axis=1)
