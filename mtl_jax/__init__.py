@@ -22,6 +22,7 @@ from mtl_jax.combined import CombinedState as CombinedState
 from mtl_jax.combined import value_and_combined_grad as value_and_combined_grad
 from mtl_jax.features import Split as Split
 from mtl_jax.gradients import value_and_task_grads as value_and_task_grads
+from mtl_jax.pareto import pareto_manifold as pareto_manifold
 from mtl_jax.registry import METHODS as METHODS
 from mtl_jax.registry import MethodSpec as MethodSpec
 from mtl_jax.registry import build as build
