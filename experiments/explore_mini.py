@@ -133,6 +133,7 @@ def _front_facts(front: EmpiricalFront, config: ExploreConfig) -> dict[str, Any]
             "hvps": 0,
             "evaluations_per_weight": front.evaluations.tolist(),
             "seconds": round(front.seconds, 1),
+            "cpu_seconds": round(front.cpu_seconds, 1),
         },
     }
 
