@@ -5,6 +5,7 @@ import pytest
 from experiments import bench_methods, bench_networks, bench_strategies, records
 
 
+@pytest.mark.slow
 def test_methods_have_ratios(tmp_path, capsys):
     path = bench_methods.run(
         tmp_path, tasks=(2,), methods=("mgda",), batch_size=8, repeats=2

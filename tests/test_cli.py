@@ -1,15 +1,17 @@
 """The command line: exit codes, messages, signals in a process of its own."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import chex
 import pytest
 
-from experiments import __main__, checkpoint, records
+from experiments import __main__, checkpoint, cli, explore, records
 
 
 class Command:
@@ -125,3 +127,13 @@ def test_help_and_methods(capsys):
         __main__.main(["train", "--help"])
     assert error.value.code == 0
     assert "--learning-rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "path", sorted(cli.CONFIGS.glob("explore_*.toml")), ids=lambda p: p.stem
+)
+def test_configurations_of_explore_hold_its_options_only(path):
+    values = tomllib.loads(path.read_text())
+    assert set(values) <= {f.name for f in dataclasses.fields(explore.ExploreConfig)}
+    config = cli.load_named(explore.ExploreConfig, path.stem)
+    assert config.problem == path.stem.removeprefix("explore_")

@@ -195,6 +195,7 @@ def test_non_finite_gramian_returns_the_bounds(bad):
     assert not solution.ok
 
 
+@pytest.mark.slow
 def test_eager_jit_vmap_and_scan_agree():
     jacobians = np.random.default_rng(6).normal(size=(3, 4, 6))
     grams = jnp.asarray(jacobians @ jacobians.transpose(0, 2, 1), jnp.float32)

@@ -247,6 +247,7 @@ def test_a_full_disk_costs_nothing(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_command_line_says_so_in_one_sentence(tmp_path):
     """In a process of its own: what C++ and threads write on stderr counts, too."""
     program = (

@@ -77,7 +77,7 @@ def direction(vector):
     return vector / np.linalg.norm(vector)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
 def test_jit_equals_eager_and_shapes_fit(call):
     task_grads = tree_of(jacobian_of(0, 3))
     losses = jnp.arange(1.0, 4.0)

@@ -384,6 +384,7 @@ def test_dropout_follows_the_key(adapted):
         adapted.apply(params, state, X, train=True)
 
 
+@pytest.mark.slow
 def test_adapted_pullback_under_vmap(adapted):
     """Rows of the batched pull-back are the gradients of the single losses."""
     params, state = adapted.init(KEY, X)
@@ -408,6 +409,7 @@ def test_adapted_pullback_under_vmap(adapted):
         chex.assert_trees_all_close(row, single, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adapted_hessian_vector_product_and_members(adapted):
     """The needs of Pareto exploration (HVP) and manifolds (members stacked by vmap)."""
     params, state = adapted.init(KEY, X)

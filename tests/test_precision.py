@@ -194,7 +194,7 @@ def trained(name, data, params, losses_fn, steps=60):
     return jax.jit(lambda s: scan_steps(step, s, data, rows))(state)
 
 
-@pytest.mark.parametrize("name", ["mgda", "gradnorm", "graddrop"])
+@pytest.mark.parametrize("name", slow_but(["mgda"], ["mgda", "gradnorm", "graddrop"]))
 def test_training_with_short_parameters_or_short_compute(name):
     data, params, losses_fn = regression()
     short_data, short_params, _ = regression(BFLOAT16)

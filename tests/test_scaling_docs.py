@@ -47,6 +47,7 @@ def check_trained(names):
     assert kernel.addressable_shards[0].data.size == kernel.size // 2
 
 
+@pytest.mark.slow
 def test_one_machine():
     names = given()
     exec(ONE_MACHINE, names)

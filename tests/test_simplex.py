@@ -15,6 +15,7 @@ import pytest
 
 from mtl_jax.solvers import min_norm_point
 from mtl_jax.solvers.qp import nonnegative_qp
+from tests.helpers import slow_but
 from tests.references import simplex as reference
 
 EXACT = ("active_set", "closed_form")
@@ -76,7 +77,7 @@ def test_well_posed_float32(solver):
     check_well_posed(jnp.float32, solver, 0, TOLERANCE[jnp.float32], SIZES[solver])
 
 
-@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("solver", slow_but(("closed_form",), EXACT))
 def test_well_posed_float64(solver, x64):
     check_well_posed(jnp.float64, solver, 1, TOLERANCE[jnp.float64], SIZES[solver])
 
@@ -367,6 +368,7 @@ def test_nonnegative_qp():
     assert not broken.ok
 
 
+@pytest.mark.slow
 def test_jaxopt_is_imported_late_and_quietly():
     code = (
         "import sys, jax, jax.numpy as jnp\n"

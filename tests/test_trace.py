@@ -171,6 +171,7 @@ def drawn(shifts, noise, key):
     return (mixed + noise * jax.random.normal(key, mixed.shape),), (mixed[:2],)
 
 
+@pytest.mark.slow
 def test_batches():
     shifts = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     # With mean zero they change the losses by constants only.

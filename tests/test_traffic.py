@@ -86,8 +86,8 @@ def test_traffic_of_combined_gradients(strategy, every_k):
         "gramian": num_tasks * shared + shared + heads + num_tasks**2,
         "features": shared + heads + num_tasks**2,
     }[strategy]
-    # Of the program's two branches one runs; the step with kept weights sends P.
-    numbers += (shared + heads) * (every_k > 1)
+    # Of the program's two branches one runs; that with kept weights sends P and losses.
+    numbers += (shared + heads + num_tasks) * (every_k > 1)
     found = collectives(run.as_text())
     assert {c.op for c in found} == {"all-reduce"}
     assert sent(found) == numbers + num_tasks

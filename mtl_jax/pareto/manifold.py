@@ -99,7 +99,7 @@ def pareto_manifold(
             ``update``, for gradients that are not ``(W, T, *p)``, or missing losses.
 
     Examples:
-        >>> import mtl_jax
+        >>> import jax, jax.numpy as jnp, optax
         >>> from mtl_jax import pareto
         >>> def losses_fn(x):
         ...     return jnp.stack([jnp.sum((x - 1) ** 2), jnp.sum((x + 1) ** 2)])
