@@ -243,6 +243,7 @@ def test_eager_equals_jit_and_nothing_is_traced_twice():
             state = outs[2]
 
 
+@pytest.mark.slow
 def test_vmap_over_members(x64):
     del x64
     params, batches, losses_fn = problem()

@@ -99,6 +99,7 @@ def test_conv_pool_forms_have_the_same_derivatives(x64):
         np.testing.assert_allclose(blocks, reference, rtol=0, atol=1e-12 * scale)
 
 
+@pytest.mark.slow
 def test_conv_pool_gradient_is_that_of_finite_differences(x64):
     x, kernel = map(jnp.asarray, conv_case())
 
