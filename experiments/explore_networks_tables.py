@@ -30,34 +30,26 @@ def tables(summary: Record) -> list[Table]:
 
 
 def _starts(summary: Record) -> Table:
-    heads = ["start", "weights"]
-    heads += [f"{name} test loss" for name in summary["tasks"]] + summary["errors"]
-    heads += ["gradients", "seconds"]
+    heads = ["start", "weights", "test losses", "test errors", "gradients", "s"]
     body = [
         [
             str(number),
             _numbers(entry["weights"], 3),
-            *(f"{loss:.4f}" for loss in entry["test_losses"]),
-            *(f"{error:.2f}" for error in entry["test_errors"]),
+            _numbers(entry["test_losses"], 4),
+            _numbers(entry["test_errors"], 2),
             f"{entry['spent']['gradients']:,}",
             f"{entry['spent']['seconds']:.0f}",
         ]
         for number, entry in enumerate(summary["starts"])
     ]
-    return Table("Weighted-sum starts", heads, body)
+    title = f"Weighted-sum starts; tasks: {', '.join(summary['tasks'])}"
+    return Table(title, heads, body)
 
 
 def _traces(summary: Record, part: Record) -> Table:
     first = summary["tasks"]
-    heads = ["start", "direction", "test losses", "after 1 step", "at the end"]
-    heads += [
-        "gained : paid (test)",
-        "(train)",
-        "α says",
-        "residual",
-        "equivalents",
-        "s",
-    ]
+    heads = ["start", "falls", "test losses", "after 1 step", "at the end"]
+    heads += ["test rate", "train rate", "α rate", "residual", "cost", "s"]
     body = []
     for number, (entry, exchange) in enumerate(
         zip(part["starts"], part["exchange"], strict=True)
@@ -68,7 +60,7 @@ def _traces(summary: Record, part: Record) -> Table:
             beta = np.array(each["beta"])
             unit = beta.sum() == 1 and beta.max() == 1
             row = rates[int(beta.argmax()) + 1] if unit else {}
-            name = f"{first[int(beta.argmax())]} falls" if unit else _numbers(beta, 0)
+            name = first[int(beta.argmax())] if unit else _numbers(beta, 0)
             losses = each["test_losses"]
             body.append(
                 [
@@ -85,7 +77,11 @@ def _traces(summary: Record, part: Record) -> Table:
                     f"{entry['spent']['seconds'] / lanes:.0f}",
                 ]
             )
-    return Table("Traces: losses, exchange rate of the first step, cost", heads, body)
+    title = (
+        "Traces; rate: fall over what the others paid in the first step; cost in "
+        "gradient-equivalents"
+    )
+    return Table(title, heads, body)
 
 
 def _rate(rate: float | None, known: bool) -> str:
