@@ -17,7 +17,7 @@ LAYERS = (
     ("transforms",),
     ("combined",),
     ("pareto", "sparsity"),
-    ("registry",),
+    ("registry", "registry_table"),
     ("train", "sharding"),
 )
 LEAVES = ("metrics", "models", "data")  # import no method
