@@ -10,6 +10,7 @@ from mtl_jax.pareto.hvp import batched_hvp as batched_hvp
 from mtl_jax.pareto.hvp import hvp as hvp
 from mtl_jax.pareto.manifold import pareto_manifold as pareto_manifold
 from mtl_jax.pareto.manifold_front import ManifoldFront as ManifoldFront
+from mtl_jax.pareto.manifold_front import evaluate_family as evaluate_family
 from mtl_jax.pareto.manifold_front import evaluate_manifold as evaluate_manifold
 from mtl_jax.pareto.manifold_front import monotonicity as monotonicity
 from mtl_jax.pareto.manifold_grads import MemberGrad as MemberGrad
@@ -23,6 +24,8 @@ from mtl_jax.pareto.members import member_mixture as member_mixture
 from mtl_jax.pareto.members import member_similarity as member_similarity
 from mtl_jax.pareto.members import stack_members as stack_members
 from mtl_jax.pareto.multi_forward import multi_forward_penalty as multi_forward_penalty
+from mtl_jax.pareto.recalibration import recalibrate as recalibrate
+from mtl_jax.pareto.recalibration import recalibration as recalibration
 from mtl_jax.pareto.simplex_samplers import simplex_grid as simplex_grid
 from mtl_jax.pareto.tangents import Tangent as Tangent
 from mtl_jax.pareto.tangents import correct_gradients as correct_gradients
