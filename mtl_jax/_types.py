@@ -23,13 +23,19 @@ State = Any
 class Statistics(NamedTuple):
     """What a :class:`Weighting` may look at.
 
-    Either field may be ``None`` when the method at hand does not need it.
+    Any field may be ``None`` when the method at hand does not need it.
     """
 
     gram: Array | None = None
     """Gramian ``G = J Jᵀ`` of the task gradients, ``(T, T)``, float32 or float64."""
     losses: Array | None = None
     """Task losses, ``(T,)``, floating point."""
+    cross_gram: Array | None = None
+    """Products :math:`\\langle a_s, b_t \\rangle` of task gradients from other batches,
+    ``(T, T)``, not symmetric; see the extra arguments of :func:`mtl_jax.aggregate`."""
+    revisited_losses: Array | None = None
+    """Losses of the previous step's batch at the present parameters, ``(T,)``: what the
+    last update did."""
 
 
 class Weighting(NamedTuple):

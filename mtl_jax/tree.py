@@ -127,21 +127,45 @@ def gram(task_grads: StackedTree) -> Array:
         [[25.  8.]
          [ 8.  4.]]
     """
-    dtype = accumulator_dtype(task_grads)
+    return _symmetric(cross_gram(task_grads, task_grads))
 
-    def leaf_gram(leaf: Array) -> Array:
-        axes = tuple(range(1, leaf.ndim))
+
+def cross_gram(left: StackedTree, right: StackedTree) -> Array:
+    r"""Returns the products :math:`\langle a_s, b_t \rangle` of two stacks, ``(S, T)``.
+
+    Args:
+        left: leaves ``(S, *p)`` of any floating dtype.
+        right: leaves ``(T, *p)`` in the same structure, for example the gradients of the
+            same losses on another batch.
+
+    Returns:
+        As :func:`gram`, but in general not symmetric.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> print(cross_gram(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
+        [[11.  2.]]
+    """
+    dtype = accumulator_dtype((left, right))
+
+    def leaf_gram(a: Array, b: Array) -> Array:
+        axes = tuple(range(1, a.ndim))
+        wide = jnp.promote_types(a.dtype, b.dtype)
         return lax.dot_general(
-            leaf,
-            leaf,
+            a.astype(wide),
+            b.astype(wide),
             ((axes, axes), ((), ())),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=dtype,
-            out_sharding=_replicated(leaf),
+            out_sharding=_replicated(a),
         ).astype(dtype)
 
-    total = sum(leaf_gram(leaf) for leaf in jax.tree.leaves(task_grads))
-    return jnp.asarray(0.5 * (total + jnp.transpose(total)))
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return jnp.asarray(sum(leaf_gram(a, b) for a, b in pairs))
+
+
+def _symmetric(matrix: Array) -> Array:
+    return 0.5 * (matrix + jnp.transpose(matrix))
 
 
 def combine(weights: Array, task_grads: StackedTree) -> ArrayTree:

@@ -74,6 +74,11 @@ def aggregate(
     Returns:
         ``optax.GradientTransformationExtraArgs``; ``update(task_grads, state, params,
         losses=losses)`` with ``losses`` of shape ``(T,)`` where the method needs them.
+        Further extra arguments, each for the methods that say so: ``held_out=H``, task
+        gradients ``(T, *p)`` on another batch (the products :math:`\langle h_s, g_t\rangle`
+        reach the weighting as ``cross_gram``); ``independent=(A, B)``, two such stacks
+        (:math:`\langle a_s, b_t\rangle`); ``revisited_losses=``, the previous batch's
+        losses at the present parameters, ``(T,)``.
         ``optax.tree.get(state, "weights")`` reads the last weights. Use it inside
         ``optax.chain``; wrappers that expect the shapes of the updates to stay
         (``optax.MultiSteps``, ``optax.apply_if_finite``) must come after it.
@@ -105,6 +110,9 @@ def aggregate(
         params: ArrayTree | None = None,
         *,
         losses: Array | None = None,
+        held_out: StackedTree | None = None,
+        independent: tuple[StackedTree, StackedTree] | None = None,
+        revisited_losses: Array | None = None,
         **extra_args: Any,
     ) -> tuple[ArrayTree, State]:
         del params, extra_args
@@ -113,15 +121,15 @@ def aggregate(
         _check_head_weights(updates, marks, num_tasks, head_weights)
 
         gram = tree.gram(_shared(updates, marks))
+        cross = _cross_gram(updates, held_out, independent, marks, num_tasks)
         dtype = state.weights.dtype
-        good = None
+        statistics, good = Statistics(gram, losses, cross, revisited_losses), None
         if nonfinite != "propagate":
-            good = good_tasks(
-                gram, losses, state.last_losses, heads=_only(updates, marks)
-            )
-            gram, losses = good.gram, good.losses
+            only = _only(updates, marks)
+            good = good_tasks(gram, losses, state.last_losses, only, cross)
+            statistics = good.statistics(revisited_losses)
             updates = tree.zero_tasks(~good.mask, updates)
-        weights, inner = weighting.update(Statistics(gram, losses), state.inner)
+        weights, inner = weighting.update(statistics, state.inner)
         if good is not None:
             weights = good.fold(weights)
         combined = _combine(weights, updates, marks, head_weights)
@@ -172,6 +180,25 @@ def apply_policy(
         skipped_tasks=state.skipped_tasks + bad_tasks,
         skipped_steps=state.skipped_steps + lost.astype(jnp.int32),
     )
+
+
+def _cross_gram(
+    updates: StackedTree,
+    held_out: StackedTree | None,
+    independent: tuple[StackedTree, StackedTree] | None,
+    marks: ArrayTree | None,
+    num_tasks: int,
+) -> Array | None:
+    """Products of other batches' task gradients, if any were given."""
+    if held_out is not None and independent is not None:
+        raise ValueError("pass either held_out= or independent=, not both")
+    pair = (held_out, updates) if held_out is not None else independent
+    if pair is None:
+        return None
+    for stack in pair:
+        tree.check_stacked(stack, num_tasks, marks)
+    left, right = pair
+    return tree.cross_gram(_shared(left, marks), _shared(right, marks))
 
 
 def _shared(updates: StackedTree, marks: ArrayTree | None) -> list[Array]:

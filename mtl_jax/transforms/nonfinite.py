@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from mtl_jax import tree
-from mtl_jax._types import Array
+from mtl_jax._types import Array, Statistics
 from mtl_jax.solvers.scaling import full_precision
 
 POLICIES = ("propagate", "skip_task", "skip_step")
@@ -27,6 +27,12 @@ class GoodTasks(NamedTuple):
     """Losses with the bad tasks' replaced by their last finite ones, ``(T,)``."""
     last_losses: Array
     """The last finite losses, this step's included, ``(T,)``."""
+    cross_gram: Array | None = None
+    """Products of other batches' gradients after ``spread``, ``(T, T)``."""
+
+    def statistics(self, revisited_losses: Array | None = None) -> Statistics:
+        """What the weighting gets to see."""
+        return Statistics(self.gram, self.losses, self.cross_gram, revisited_losses)
 
     def fold(self, weights: Array) -> Array:
         """Gives the bad tasks' weights to the tasks that stood in for them."""
@@ -39,6 +45,7 @@ def good_tasks(
     losses: Array | None,
     last_losses: Array,
     heads: list[Array],
+    cross_gram: Array | None = None,
 ) -> GoodTasks:
     """Finds the tasks with finite loss and gradient.
 
@@ -52,9 +59,12 @@ def good_tasks(
         last_losses: substitutes for non-finite losses, ``(T,)``.
         heads: leaves ``(T, *p)`` outside the Gramian, checked as well; leaves
             ``(1, *p)`` cannot tell the tasks apart and are not.
+        cross_gram: ``(T, T)``, or ``None``; a task must be finite in those batches too.
     """
     num_tasks = gram.shape[0]
     mask = jnp.isfinite(jnp.diagonal(gram))
+    if cross_gram is not None:
+        mask = mask & jnp.isfinite(jnp.diagonal(cross_gram))
     stacked = [leaf for leaf in heads if leaf.shape[0] == num_tasks]
     if stacked:
         mask = mask & tree.finite_tasks(stacked)
@@ -69,4 +79,7 @@ def good_tasks(
     usable = mask[:, None] & mask[None, :]
     # Norms of 1e15 square to 1e30: still in range after the two averages below.
     clean = spread @ jnp.where(usable, gram, 0) @ spread.T
-    return GoodTasks(mask, spread, clean, losses, last_losses)
+    if cross_gram is not None:
+        share = spread.astype(cross_gram.dtype)
+        cross_gram = share @ jnp.where(usable, cross_gram, 0) @ share.T
+    return GoodTasks(mask, spread, clean, losses, last_losses, cross_gram)
