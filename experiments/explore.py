@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from experiments import records, tables
+from experiments import tables
+from experiments.explore_store import open_folder
 
 MODULES = {
     "zdt2": "explore_zdt2",
@@ -152,22 +153,11 @@ def run(config: ExploreConfig) -> Path:
     begin = time.perf_counter()
     module = importlib.import_module(f"experiments.{MODULES[config.problem]}")
     out = Path("runs") / config.config if config.out is None else config.out
-    folder = _open(out, config)
+    stored = dataclasses.replace(config, out=out, resume=False)
+    folder = open_folder(out, "explore", stored, resume=config.resume)
     for title, heads, body in module.run(config, folder):
         tables.show(heads, body, title)
     print(f"{time.perf_counter() - begin:.0f} s; records in {folder}")
-    return folder
-
-
-def _open(folder: Path, config: ExploreConfig) -> Path:
-    """The folder, with ``config.json`` and without an earlier run's ``summary.json``."""
-    stored = dataclasses.replace(config, out=folder, resume=False)
-    if config.resume:
-        records.open_run(folder, "explore", stored, resume=True)
-    else:
-        records.start_run(folder, "explore", stored)
-    with records.writing(folder):
-        (folder / "summary.json").unlink(missing_ok=True)
     return folder
 
 

@@ -104,11 +104,15 @@ def mean_losses(problem: NetworkProblem, examples: Examples) -> Callable[..., Ar
 
 @functools.cache
 def _whole_losses(rule: Callable[..., Any]) -> Callable[..., Array]:
-    return lambda examples, params: _means(rule, params, examples)[0]
+    return lambda examples, params: example_means(rule, params, examples)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _means(rule: Callable[..., Any], params: Any, examples: Examples) -> Any:
+def example_means(rule: Callable[..., Any], params: Any, examples: Examples) -> Any:
+    """Means of ``rule(params, batch) -> (parts (m, B), ...)`` over all examples, ``(m,)``.
+
+    The rule is static: it must hold no arrays.
+    """
     count = examples.count
     size = min(EVAL_BATCH, count)
     rows = jnp.arange(-(-count // size) * size).reshape(-1, size)
@@ -138,7 +142,7 @@ def measure(
     """
     count = len(jax.tree.leaves(params)[0])
     rows = [
-        _means(
+        example_means(
             problem.examples, jax.tree.map(lambda leaf, k=k: leaf[k], params), examples
         )
         for k in range(count)

@@ -14,6 +14,28 @@ from experiments import records, toy_table
 from mtl_jax import tree
 
 
+def open_folder(folder: Path, study: str, config: Any, *, resume: bool) -> Path:
+    """The folder, with ``config.json`` and without an earlier run's ``summary.json``.
+
+    Args:
+        folder: of the run.
+        study: its name.
+        config: the dataclass to write, or to find there on resuming.
+        resume: whether to go on with the run that is there.
+
+    Raises:
+        ValueError: if the run there had other settings.
+        records.StorageError: if the folder cannot be written.
+    """
+    if resume:
+        records.open_run(folder, study, config, resume=True)
+    else:
+        records.start_run(folder, study, config)
+    with records.writing(folder):
+        (folder / "summary.json").unlink(missing_ok=True)
+    return folder
+
+
 class Store(NamedTuple):
     """Records ``parts/NAME.json`` with, for some, the arrays ``parts/NAME.npz``."""
 

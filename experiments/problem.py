@@ -30,6 +30,43 @@ def _init(params: Any, model_state: Any, key: Any, **options: Any) -> train.Trai
     return train.init_state(params, model_state, key=key, **options)
 
 
+def make_training(
+    call: str,
+    num_tasks: int,
+    losses_fn: train.TrainLossesFn,
+    optimizer: optax.GradientTransformation,
+) -> tuple[train.Step, Callable[..., train.TrainState]]:
+    """The training step of a method, and ``init(params, model_state, key) -> state``.
+
+    Args:
+        call: call string; with an option of ``registry.SOURCE_OPTIONS`` the task
+            gradients need not be stored, see ``mtl_jax.value_and_combined_grad``.
+        num_tasks: number of losses.
+        losses_fn: of the network.
+        optimizer: chained after the method.
+
+    Raises:
+        ValueError: for an unknown method or option.
+    """
+    source = registry.build_source(
+        call, num_tasks, losses_fn, has_aux=True, heads=is_head
+    )
+    if source is not None:
+        step = train.make_combined_step(source, optimizer)
+        return step, functools.partial(_init, tx=optimizer, source=source)
+    spec, _ = registry.parse(call)
+    if spec.weighting is None:
+        method = mtl_jax.build(call, num_tasks)
+    else:
+        weighting = mtl_jax.build_weighting(call, num_tasks)
+        method = mtl_jax.aggregate(weighting, heads=is_head)
+    tx = optax.chain(method, optimizer)
+    step = train.make_train_step(
+        losses_fn, tx, heads=is_head, stack_heads=spec.weighting is None
+    )
+    return step, functools.partial(_init, tx=tx)
+
+
 class Problem:
     """The data on the device (once for all runs) and what training needs to know of it.
 
@@ -119,35 +156,8 @@ class Problem:
     def training(
         self, call: str, num_tasks: int, losses_fn: train.TrainLossesFn
     ) -> tuple[train.Step, Callable[..., train.TrainState]]:
-        """The training step of a method, and ``init(params, model_state, key) -> state``.
-
-        Args:
-            call: call string; with an option of ``registry.SOURCE_OPTIONS`` the task
-                gradients need not be stored, see ``mtl_jax.value_and_combined_grad``.
-            num_tasks: number of losses.
-            losses_fn: of the network.
-
-        Raises:
-            ValueError: for an unknown method or option.
-        """
-        optimizer = self.optimizer()
-        source = registry.build_source(
-            call, num_tasks, losses_fn, has_aux=True, heads=is_head
-        )
-        if source is not None:
-            step = train.make_combined_step(source, optimizer)
-            return step, functools.partial(_init, tx=optimizer, source=source)
-        spec, _ = registry.parse(call)
-        if spec.weighting is None:
-            method = mtl_jax.build(call, num_tasks)
-        else:
-            weighting = mtl_jax.build_weighting(call, num_tasks)
-            method = mtl_jax.aggregate(weighting, heads=is_head)
-        tx = optax.chain(method, optimizer)
-        step = train.make_train_step(
-            losses_fn, tx, heads=is_head, stack_heads=spec.weighting is None
-        )
-        return step, functools.partial(_init, tx=tx)
+        """See :func:`make_training`."""
+        return make_training(call, num_tasks, losses_fn, self.optimizer())
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser with its learning-rate schedule."""

@@ -102,7 +102,7 @@ def cells(
     body = []
     for row in rows:
         scores = [
-            _plus_minus(mean, std, 2)
+            plus_minus(mean, std, 2)
             for mean, std in zip(row["accuracy"], row["std"], strict=True)
         ]
         single = row["method"] == SINGLE
@@ -110,14 +110,14 @@ def cells(
         delta = (
             "0 (reference)"
             if single
-            else _plus_minus(row["delta_m"], row["delta_m_std"], 2)
+            else plus_minus(row["delta_m"], row["delta_m_std"], 2)
         )
         times = [f"{row['ms_per_step']:.1f}", f"{row['ratio']:.2f}"]
         body.append([row["method"], *scores, delta, rank, *times])
     return heads, body
 
 
-def _plus_minus(mean: float, std: float | None, digits: int) -> str:
+def plus_minus(mean: float, std: float | None, digits: int) -> str:
     text = f"{mean:.{digits}f}"
     return text if std is None else f"{text} ± {std:.{digits}f}"
 

@@ -8,6 +8,7 @@ from mtl_jax.data.multi_mnist import (
     MultiTaskData,
     Split,
     load_multi_mnist,
+    load_multi_mnist_3,
     standardize,
 )
 from mtl_jax.data.recipes import CONSTRUCTIONS, compose
@@ -34,6 +35,7 @@ __all__ = [
     "load_census",
     "load_digits",
     "load_multi_mnist",
+    "load_multi_mnist_3",
     "load_utkface",
     "standardize",
     "toy_losses",

@@ -86,7 +86,7 @@ def load_census(
     tasks: tuple[str, ...] = ("age", "education", "marital"),
     preprocessing: str = "faithful",
     split: str = "auto",
-    validation: int = 0,
+    validation: int | float = 0,
     seed: int = 0,
     max_rows: int | None = None,
 ) -> TabularData:
@@ -126,7 +126,7 @@ def load_census(
             the official split, is set aside for the test. ``"auto"``: official where
             both files are there, else seeded. Parts of the training file
             (``census-income.data.sample*``) are read where the whole is missing.
-        validation: number of training rows set aside, at random.
+        validation: training rows set aside, at random: their number, or a share below 1.
         seed: of the seeded split, the validation rows and the synthetic table.
         max_rows: read only the first rows of each file.
 
@@ -244,8 +244,10 @@ def _rows(table: Table) -> int:
     return len(table[WEIGHT])
 
 
-def _carve(train: Table, validation: int, seed: int) -> tuple[Table, Table]:
+def _carve(train: Table, validation: int | float, seed: int) -> tuple[Table, Table]:
     total = _rows(train)
+    if isinstance(validation, float) and 0 < validation < 1:
+        validation = round(validation * total)
     if not 0 <= validation < total:
         raise ValueError(
             f"validation must leave training rows: expected 0 to {total - 1} of "

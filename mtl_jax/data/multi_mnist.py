@@ -10,7 +10,7 @@ import numpy as np
 from mtl_jax._types import check_choice
 from mtl_jax.data import tfds_builders
 from mtl_jax.data.digits import Digits, load_digits
-from mtl_jax.data.recipes import CONSTRUCTIONS, compose
+from mtl_jax.data.recipes import CONSTRUCTIONS, compose, compose_three
 
 MEAN, STD = 0.1307, 0.3081
 """Of the MNIST training pixels, as all published MultiMNIST pipelines use them."""
@@ -74,8 +74,8 @@ def load_multi_mnist(
     Base images are first split into train, validation (carved from the training half,
     stratified by class) and test, and only then paired, so that no base image is in two
     splits. Left images go round in random order, each used equally often up to one.
-    Right images are drawn with repetition, as published for ``mgda`` and ``mdmtn``, or
-    go round as well (``exploration``: a permutation).
+    Right images are drawn with repetition, as published for ``mgda``, ``mdmtn`` and
+    ``manifold``, or go round as well (``exploration``: a permutation).
 
     Differs from the released codes in that the pairs are a function of ``seed`` alone,
     and that ``mgda`` has a validation split of its own (there: the test images).
@@ -134,6 +134,86 @@ def load_multi_mnist(
     return _result(*(Split(*arrays) for arrays in splits.values()), source=note)
 
 
+def load_multi_mnist_3(
+    *,
+    data_dir: str | Path | None = None,
+    source: str = "auto",
+    pairs: tuple[int, int, int] | None = None,
+    validation: int | None = None,
+    seed: int = 0,
+) -> MultiTaskData:
+    """Makes a three-task set from triples of digits, as Pareto manifold learning does.
+
+    Three digits on one canvas, top left, bottom centre and top right, see
+    :func:`mtl_jax.data.recipes.compose_three`. Base images are split before they are put
+    together; those at the top left go round in random order, the others are drawn with
+    repetition. (The release draws distinct triples of the whole set, so that one base
+    image may be in two splits.)
+
+    Args:
+        data_dir: folder of the full MNIST, see :func:`load_digits`; ``None`` for the
+            5,000 embedded digits.
+        source: kind of base files, see :func:`load_digits`.
+        pairs: pictures in (train, validation, test), as for :func:`load_multi_mnist`.
+        validation: base training images set aside for validation; ``None`` for a sixth.
+        seed: of the split and the triples.
+
+    Returns:
+        Images uint8 (N, 28, 28, 1) and labels int32 (N, 3), for each split.
+
+    Raises:
+        FileNotFoundError: MNIST is not in ``data_dir``.
+        ValueError: a damaged base file, or arguments that do not fit.
+
+    References:
+        Dimitriadis, Frossard and Fleuret, *Pareto Manifold Learning*, 2023,
+        arXiv:2210.09759
+
+    >>> data = load_multi_mnist_3(pairs=(100, 10, 10))
+    >>> data.train.images.shape, data.train.labels.shape
+    ((100, 28, 28, 1), (100, 3))
+    """
+    _check_pairs(pairs)
+    base = load_digits("mnist", data_dir=data_dir, source=source)
+    parts = (*_carve(base.train, validation, seed), base.test)
+    sizes = tuple(len(part.labels) for part in parts)
+    embedded = data_dir is None or source == "embedded"
+    counts = _default_counts(sizes, embedded) if pairs is None else pairs
+    splits = [
+        _triples(part, count, np.random.default_rng([seed, k + 1]), split=name)
+        for k, (part, count, name) in enumerate(
+            zip(parts, counts, tfds_builders.SPLITS, strict=True)
+        )
+    ]
+    made, used = (" + ".join(f"{n:,}" for n in each) for each in (counts, sizes))
+    return MultiTaskData(
+        *splits,
+        source=(
+            f"{made} pictures (train + validation + test) of three digits with seed "
+            f"{seed}, from {used} base images: {base.train.source}."
+        ),
+        task_names=("top left", "bottom", "top right"),
+        num_classes=(10, 10, 10),
+    )
+
+
+def _triples(
+    base: Digits, count: int, rng: np.random.Generator, *, split: str
+) -> Split:
+    size = len(base.labels)
+    _check_bases(count, (size,), split)
+    rows = (_go_round(size, count, rng), *rng.integers(max(size, 1), size=(2, count)))
+    first, second, third = (base.images[each] for each in rows)
+    labels = np.stack([base.labels[each] for each in rows], axis=1)
+    return Split(compose_three((first, second, third))[..., None], labels)
+
+
+def _default_counts(bases: tuple[int, ...], embedded: bool) -> tuple[int, int, int]:
+    """One picture per base image, or the standard numbers of the embedded digits."""
+    train, held_out, test = EMBEDDED_PAIRS if embedded else bases
+    return train, held_out if bases[1] else 0, test
+
+
 def _build(
     *,
     construction: str,
@@ -154,11 +234,8 @@ def _build(
         for name, base in bases.items()
     }
     base_counts = tuple(len(part.labels) for part in parts[left])
-    counts = pairs
-    if counts is None:
-        embedded = data_dir is None or source == "embedded"
-        train, held_out, test = EMBEDDED_PAIRS if embedded else base_counts
-        counts = (train, held_out if base_counts[1] else 0, test)
+    embedded = data_dir is None or source == "embedded"
+    counts = _default_counts(base_counts, embedded) if pairs is None else pairs
     splits = [
         _pair(
             construction,
@@ -236,11 +313,7 @@ def _pair(
     split: str,
 ) -> Split:
     bases = (len(left.labels), len(right.labels))
-    if count and not all(bases):
-        raise ValueError(
-            f"pairs asks for {count} pictures in the {split} split, which has no base "
-            "images: pass 0, or validation > 0"
-        )
+    _check_bases(count, bases, split)
     left_index = _go_round(bases[0], count, rng)
     if construction.startswith("exploration"):
         right_index = _go_round(bases[1], count, rng)
@@ -251,6 +324,14 @@ def _pair(
     )
     labels = np.stack([left.labels[left_index], right.labels[right_index]], axis=1)
     return Split(images[..., None], labels)
+
+
+def _check_bases(count: int, bases: tuple[int, ...], split: str) -> None:
+    if count and not all(bases):
+        raise ValueError(
+            f"pairs asks for {count} pictures in the {split} split, which has no base "
+            "images: pass 0, or validation > 0"
+        )
 
 
 def _go_round(size: int, count: int, rng: np.random.Generator) -> np.ndarray:

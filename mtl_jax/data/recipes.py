@@ -1,16 +1,22 @@
-"""Two 28x28 images on one canvas: the published MultiMNIST recipes, on arrays.
+"""28x28 images on one canvas: the published MultiMNIST recipes, on arrays.
 
-All draw on a 36x36 canvas and shrink it; they differ in placement, in what
-happens where the images overlap, and in the resampling filter.
+Those of two images draw on a 36x36 canvas and shrink it; they differ in placement, in what
+happens where the images overlap, and in the resampling filter. Three images share a canvas
+of 42x42.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 CANVAS = 36
-CONSTRUCTIONS = ("mgda", "exploration", "exploration_14", "mdmtn")
-OUTPUT_SIZE = {"mgda": 28, "exploration": 28, "exploration_14": 14, "mdmtn": 28}
+CONSTRUCTIONS = ("mgda", "exploration", "exploration_14", "mdmtn", "manifold")
+OUTPUT_SIZE = {name: 28 for name in CONSTRUCTIONS} | {"exploration_14": 14}
+CANVAS_OF_THREE = 42
+CORNERS_OF_THREE = ((0, 0), (14, 7), (0, 14))
+"""Rows and columns of the corners of three images: top left, bottom centre, top right."""
 _CHUNK = 4096  # bounds the temporary canvases to some tens of MB
 
 
@@ -26,13 +32,15 @@ def compose(
     ``exploration``    random, 0..4  random, 4..8  sum     nearest
     ``exploration_14`` random, 0..3  random, 5..8  sum     nearest, to 14x14
     ``mdmtn``          0             6             max     bilinear, antialiased
+    ``manifold``       0             6             max     bicubic, antialiased
     ================== ============= ============= ======= =====================
 
     Args:
         construction: ``"mgda"`` (Sener & Koltun 2018, arXiv 1810.04650),
             ``"exploration"`` (Ma et al. 2020, arXiv 2006.16434), ``"exploration_14"``
-            (its small set with 14x14 images) or ``"mdmtn"`` (Hotegni et al. 2023,
-            arXiv 2308.12243).
+            (its small set with 14x14 images), ``"mdmtn"`` (Hotegni et al. 2023,
+            arXiv 2308.12243) or ``"manifold"`` (Dimitriadis et al. 2023, arXiv
+            2210.09759; there the resized pixels stay floats, here they are rounded).
         left: uint8 (N, 28, 28).
         right: uint8 (N, 28, 28).
         rng: draws the random corners (:func:`draw_shifts`).
@@ -51,9 +59,36 @@ def compose(
             canvas = paste_sum(left[part], right[part], *(s[part] for s in shifts))
         if construction == "mdmtn":
             images[part] = shrink_bilinear(canvas, size)
+        elif construction == "manifold":
+            images[part] = shrink_smoothly(canvas, size, bicubic)
         else:
             images[part] = shrink_nearest(canvas, size)
     return images
+
+
+def compose_three(images: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    """Pastes three images top left, bottom centre and top right, pixelwise maximum.
+
+    The recipe of Pareto manifold learning's MultiMNIST-3 (arXiv 2210.09759): a canvas of
+    42x42 pixels, shrunk to 28x28 by Pillow's bilinear filter.
+
+    Args:
+        images: three arrays, uint8 (N, 28, 28).
+
+    Returns:
+        uint8 (N, 28, 28).
+    """
+    count = len(images[0])
+    made = np.empty((count, 28, 28), np.uint8)
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        size = (len(images[0][part]), CANVAS_OF_THREE, CANVAS_OF_THREE)
+        canvas = np.zeros(size, np.uint8)
+        for each, (row, column) in zip(images, CORNERS_OF_THREE, strict=True):
+            window = canvas[:, row : row + 28, column : column + 28]
+            np.maximum(window, each[part], out=window)
+        made[part] = shrink_smoothly(canvas, 28, triangle)
+    return made
 
 
 def draw_shifts(
@@ -136,6 +171,41 @@ def _bilinear_matrix(size: int) -> np.ndarray:
     np.add.at(sample, (rows, _mirror(low)), 1 - fraction)
     np.add.at(sample, (rows, _mirror(low + 1)), fraction)
     return sample @ blur
+
+
+def shrink_smoothly(
+    canvas: np.ndarray, size: int, kernel: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Shrinks as Pillow does: a kernel as wide as the reduction, cut at the border.
+
+    Args:
+        canvas: uint8 (N, C, C).
+        size: side of the result.
+        kernel: :func:`bicubic` or :func:`triangle`.
+
+    Returns:
+        uint8 (N, size, size), rounded and clipped.
+    """
+    factor = canvas.shape[1] / size
+    centres = (np.arange(size) + 0.5) * factor
+    pixels = np.arange(canvas.shape[1]) + 0.5
+    weights = kernel((pixels[None, :] - centres[:, None]) / factor)
+    matrix = weights / weights.sum(1, keepdims=True)
+    smooth = matrix @ canvas.astype(np.float64) @ matrix.T
+    return np.rint(smooth).clip(0, 255).astype(np.uint8)
+
+
+def bicubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with slope -1/2, zero from 2 on."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def triangle(x: np.ndarray) -> np.ndarray:
+    """Linear interpolation's kernel, zero from 1 on."""
+    return np.maximum(1 - np.abs(x), 0)
 
 
 def _mirror(index: np.ndarray) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""Networks of the study ``manifold``: fronts of one training run, and their baselines.
+
+Every family and every baseline of every seed is one part in ``parts/``. All are trained on
+the same batches and evaluated after the last epoch, so that nothing is selected on the
+test split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import (
+    manifold_cost,
+    manifold_plot,
+    manifold_problems,
+    manifold_tables,
+    records,
+)
+from experiments.explore import Table
+from experiments.explore_store import Store
+from experiments.manifold import ManifoldConfig
+from experiments.manifold_families import (
+    SINGLE,
+    Family,
+    balance_of,
+    make,
+    single_tasks,
+)
+from experiments.manifold_problems import ManifoldProblem
+from experiments.manifold_training import Evaluator, Trained, Trainer
+from mtl_jax import metrics, pareto, registry
+
+Record = dict[str, Any]
+NOTES = {
+    "hypervolume_scores": "volume between the origin and the scores; one is perfect",
+    "hypervolume_losses": "volume between the losses and the point (1, 1, ...)",
+    "ends": "score of each task at that task's vertex; of points, the score itself",
+    "monotonicity": "share of the pairs of points in which more weight is less loss",
+    "pull_backs": "backward passes of one network, all steps together",
+    "selection": "none: the networks after the last step, on the test split",
+}
+
+
+def check(config: ManifoldConfig) -> None:
+    """Names bad calls before anything is written.
+
+    Raises:
+        ValueError: for an unknown method, option or balance, or nothing to do.
+    """
+    for call in config.baselines:
+        if call != SINGLE:
+            registry.parse(call, also=registry.SOURCE_OPTIONS)
+    balance_of(config.balance, 2)
+    if not config.parts or not (config.families or config.baselines):
+        raise ValueError("nothing to do: choose --parts, and --families or --baselines")
+
+
+def run(config: ManifoldConfig, folder: Path) -> list[Table]:
+    """Runs the chosen parts, writes ``summary.json`` and pictures, returns tables.
+
+    Args:
+        config: of the study.
+        folder: of the run.
+
+    Raises:
+        ValueError: for sizes or methods that do not fit.
+        FileNotFoundError: if the data are not in ``data_dir``.
+        records.NonFiniteError: if a loss leaves the finite numbers.
+    """
+    problem = manifold_problems.load(config)
+    print(f"data: {problem.source}", flush=True)
+    summary = _Study(problem, config, folder).run()
+    records.write_json(folder / "summary.json", summary)
+    if config.plot:
+        for path in manifold_plot.draw(folder):
+            print(f"picture: {path}")
+    return manifold_tables.tables(summary)
+
+
+class _Study:
+    def __init__(
+        self, problem: ManifoldProblem, config: ManifoldConfig, folder: Path
+    ) -> None:
+        self.problem, self.config = problem, config
+        self.store = Store(folder, config.resume)
+        self.trainer = Trainer(problem, config)
+        self.grid = pareto.simplex_grid(problem.num_tasks, config.points)
+        self.families: dict[str, Family] = {}
+        self.evaluators: dict[str, Evaluator] = {}
+
+    def run(self) -> Record:
+        config, problem = self.config, self.problem
+        facts = records.environment()
+        params, _ = jax.eval_shape(
+            problem.model.init, jax.random.key(0), problem.inputs()
+        )
+        summary: Record = {
+            **{key: facts[key] for key in ("device", "cpu_count", "versions")},
+            "git_commit": facts["git_commit"],
+            "config": records.as_json(config),
+            "data": problem.source,
+            "tasks": list(problem.task_names),
+            "scores": list(problem.score_names),
+            "examples": [
+                split.count
+                for split in (problem.train, problem.validation, problem.test)
+            ],
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "grid": self.grid.tolist(),
+            "notes": NOTES,
+        }
+        if "fronts" in config.parts:
+            names = [*config.baselines, *config.families]
+            runs = [self._part(name, seed) for seed in config.seeds for name in names]
+            summary["runs"] = runs
+            summary["rows"] = manifold_tables.rows_of(runs, problem.num_tasks)
+        if "cost" in config.parts:
+            print("  cost of a step and of an evaluation ...", flush=True)
+            summary["cost"] = self.store.part(
+                "cost", lambda: manifold_cost.measure(problem, config)
+            )
+        return summary
+
+    def _part(self, name: str, seed: int) -> Record:
+        text = f"{name}, seed {seed}"
+
+        def make_part() -> Record:
+            print(f"  {text} ...", flush=True)
+            entry = self._single(seed) if name == SINGLE else self._run(name, seed)
+            ends = ", ".join(f"{end:.4f}" for end in entry["ends"])
+            print(
+                f"  {text}: ends {ends}; {entry['spent']['seconds']:.0f} s", flush=True
+            )
+            return entry
+
+        return self.store.part(f"{records.slug(name)}_{seed}", make_part)
+
+    def _family(self, name: str) -> Family:
+        if name not in self.families:
+            self.families[name] = make(name, self.problem, self.config)
+        return self.families[name]
+
+    def _run(self, name: str, seed: int) -> Record:
+        family = self._family(name)
+        trained = self.trainer.run(family, seed)
+        grid = self.grid if family.whole_front else self.grid[:1]
+        losses, scores = self._evaluate(family, trained.solution, grid, "test")
+        entry = self._entry(name, seed, losses, scores, [trained], family)
+        if self.problem.validation.count:
+            found = self._evaluate(family, trained.solution, grid, "validation")
+            entry["validation_losses"], entry["validation_scores"] = map(
+                _rounded, found
+            )
+        if family.whole_front:
+            entry |= self._order(losses, scores)
+        if name == "manifold":
+            cosines = pareto.member_similarity(trained.solution[0])
+            entry["similarity"] = _rounded(np.asarray(cosines))
+        return entry
+
+    def _single(self, seed: int) -> Record:
+        """One network per task; each is judged by its own task."""
+        base = self._family("ls")
+        runs, rows = [], []
+        for task, family in enumerate(single_tasks(base, self.problem.num_tasks)):
+            trained = self.trainer.run(family, seed)
+            found = self._evaluate(base, trained.solution, self.grid[:1], "test")
+            rows.append([each[0, task] for each in found])
+            runs.append(trained)
+        losses, scores = np.array(rows).T[:, None]
+        return self._entry(SINGLE, seed, losses, scores, runs, base)
+
+    def _evaluate(
+        self, family: Family, solution: Any, grid: np.ndarray, split: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if family.name not in self.evaluators:
+            self.evaluators[family.name] = Evaluator(self.problem, family)
+        examples = getattr(self.problem, split)
+        return self.evaluators[family.name](solution, grid, examples)
+
+    def _entry(
+        self,
+        name: str,
+        seed: int,
+        losses: np.ndarray,
+        scores: np.ndarray,
+        runs: list[Trained],
+        family: Family,
+    ) -> Record:
+        tasks = np.arange(self.problem.num_tasks)
+        vertices = np.argmax(self.grid == 1, axis=0) if len(scores) > 1 else 0 * tasks
+        steps = sum(each.steps for each in runs)
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(runs[0].solution[0]))
+        return {
+            "name": name,
+            "seed": seed,
+            "whole_front": family.whole_front,
+            "losses": _rounded(losses),
+            "scores": _rounded(scores),
+            "ends": _rounded(scores[vertices, tasks]),
+            "hypervolume_scores": metrics.hypervolume(-scores, np.zeros(len(tasks))),
+            "hypervolume_losses": metrics.hypervolume(losses, np.ones(len(tasks))),
+            "parameters": len(runs) * size,
+            "history": [each.history for each in runs],
+            "spent": {
+                "steps": steps,
+                "pull_backs": steps * family.pull_backs,
+                "seconds": round(sum(each.seconds for each in runs), 2),
+                "compile_seconds": round(sum(each.compile_seconds for each in runs), 2),
+            },
+        }
+
+    def _order(self, losses: np.ndarray, scores: np.ndarray) -> Record:
+        """How well losses, and scores, follow the weights."""
+        rising = np.float32(self.grid)
+        return {
+            "monotonicity": _rounded(
+                np.asarray(pareto.monotonicity(np.float32(losses), rising))
+            ),
+            "monotonicity_scores": _rounded(
+                np.asarray(pareto.monotonicity(np.float32(-scores), rising))
+            ),
+        }
+
+
+def _rounded(values: np.ndarray) -> Any:
+    return records.rounded(np.asarray(values, float).tolist())
