@@ -1,6 +1,10 @@
 """Pareto sets: curvature, tangents and traces of the front of several losses."""
 
 from mtl_jax.pareto.batches import mean_task_grads as mean_task_grads
+from mtl_jax.pareto.conditioned import append_ray as append_ray
+from mtl_jax.pareto.conditioned import circle_rays as circle_rays
+from mtl_jax.pareto.conditioned import cosmos_balance as cosmos_balance
+from mtl_jax.pareto.conditioned import cosmos_objective as cosmos_objective
 from mtl_jax.pareto.directions import both_ways as both_ways
 from mtl_jax.pareto.directions import independent_directions as independent_directions
 from mtl_jax.pareto.expansion import ExpansionState as ExpansionState
@@ -8,12 +12,18 @@ from mtl_jax.pareto.expansion import pareto_expansion as pareto_expansion
 from mtl_jax.pareto.front import ParetoFront as ParetoFront
 from mtl_jax.pareto.hvp import batched_hvp as batched_hvp
 from mtl_jax.pareto.hvp import hvp as hvp
+from mtl_jax.pareto.low_rank import LowRankMembers as LowRankMembers
+from mtl_jax.pareto.low_rank import low_rank_members as low_rank_members
+from mtl_jax.pareto.low_rank import low_rank_mixture as low_rank_mixture
 from mtl_jax.pareto.manifold import pareto_manifold as pareto_manifold
+from mtl_jax.pareto.manifold_family import MemberGrad as MemberGrad
+from mtl_jax.pareto.manifold_family import (
+    value_and_family_grad as value_and_family_grad,
+)
 from mtl_jax.pareto.manifold_front import ManifoldFront as ManifoldFront
 from mtl_jax.pareto.manifold_front import evaluate_family as evaluate_family
 from mtl_jax.pareto.manifold_front import evaluate_manifold as evaluate_manifold
 from mtl_jax.pareto.manifold_front import monotonicity as monotonicity
-from mtl_jax.pareto.manifold_grads import MemberGrad as MemberGrad
 from mtl_jax.pareto.manifold_grads import manifold_points as manifold_points
 from mtl_jax.pareto.manifold_grads import (
     value_and_manifold_grads as value_and_manifold_grads,

@@ -19,8 +19,9 @@ BALANCES = ("full", "gradnorm", "ls", "rwa")
 class Points(NamedTuple):
     """The sampled points of one step."""
 
-    alphas: Array
-    """Of the members, ``(W, M)``."""
+    lengths: Array
+    r"""Norms of the gradients in all trained parameters together over those of the rows
+    of ``shared``, ``(W,)``: :math:`\|\alpha_w\|` for members, else 1."""
     preferences: Array
     """Of the tasks, ``(W, T)``."""
     losses: Array | None
@@ -52,15 +53,18 @@ class RunningLosses(NamedTuple):
 
 
 def make_rule(
-    balance: str | Weighting, num_tasks: int, *, epsilon: float, window: int
+    balance: str | Weighting | Rule, num_tasks: int, *, epsilon: float, window: int
 ) -> Rule:
     """Returns the rule that ``balance`` names; arguments as in ``pareto_manifold``."""
+    if isinstance(balance, Rule):
+        return balance
     if isinstance(balance, Weighting):
         return _from_weighting(balance, num_tasks)
     if balance not in BALANCES:
         raise ValueError(
-            f"balance must be one of {list(BALANCES)} or a weighting such as "
-            f"mtl_jax.weighting.nash_mtl({num_tasks}), got {balance!r}"
+            f"balance must be one of {list(BALANCES)}, a weighting such as "
+            f"mtl_jax.weighting.nash_mtl({num_tasks}) or a rule such as "
+            f"mtl_jax.pareto.cosmos_balance(), got {balance!r}"
         )
     with_norms, with_averages = (
         balance in ("gradnorm", "full"),
@@ -93,8 +97,7 @@ def _member_norms(points: Points) -> Array:
     Member m's gradient is alpha_m times the mixture's.
     """
     norms = jax.vmap(tree.task_norms)(points.shared)
-    alphas = points.alphas.astype(norms.dtype)
-    return norms * jnp.sqrt(jnp.sum(jnp.square(alphas), axis=1, keepdims=True))
+    return norms * points.lengths.astype(norms.dtype)[:, None]
 
 
 def _running(losses: Array, state: RunningLosses) -> tuple[Array, RunningLosses]:
@@ -131,7 +134,7 @@ def _from_weighting(weighting: Weighting, num_tasks: int) -> Rule:
             return state, weights
 
         state, weights = lax.scan(
-            at_point, state, (gram, points.losses), length=len(points.alphas)
+            at_point, state, (gram, points.losses), length=len(points.lengths)
         )
         return points.preferences * weights.astype(points.preferences.dtype), state
 

@@ -9,6 +9,7 @@ import optax
 
 from mtl_jax import tree
 from mtl_jax._types import Array, ArrayTree, StackedTree, State, Weighting
+from mtl_jax.pareto.balancing import Rule
 from mtl_jax.pareto.manifold_rule import ManifoldState, make_manifold_rule
 
 
@@ -20,7 +21,7 @@ def pareto_manifold(
     samples: int = 1,
     sampler: str | Callable[[Array], Array] | Any = "dirichlet",
     concentration: float | Sequence[float] = 1.0,
-    balance: str | Weighting = "ls",
+    balance: str | Weighting | Rule = "ls",
     epsilon: float = 1e-3,
     window: int = 25,
     regularizer: float | Array = 0.0,
@@ -69,7 +70,10 @@ def pareto_manifold(
             * ``"full"``: both factors;
             * a weighting such as ``mtl_jax.weighting.nash_mtl(T)``: :math:`v_{wt}` times
               its weights for the Gramian and the losses of that point. One state passes
-              through the points in turn. No released code has this.
+              through the points in turn. No released code has this;
+            * :func:`mtl_jax.pareto.cosmos_balance` or
+              :func:`mtl_jax.pareto.epo_balance`: the weights of those methods for the
+              preference :math:`v_w`.
         epsilon: :math:`\epsilon` of ``"gradnorm"``, > 0.
         window: length of the running averages.
         regularizer: factor :math:`\lambda \ge 0` of

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax._types import (
-    Array,
-    ArrayTree,
-    LossesFn,
-    StackedTree,
-    check_choice,
-    check_losses,
-)
+from mtl_jax._types import Array, ArrayTree, LossesFn, StackedTree, check_choice
 from mtl_jax.gradients import value_and_task_grads
+from mtl_jax.pareto.manifold_family import MemberGrad, family_update
 from mtl_jax.pareto.manifold_rule import ManifoldState, make_manifold_rule
 from mtl_jax.pareto.members import count_members, member_mixture
 from mtl_jax.pareto.simplex_samplers import check_alphas
@@ -90,15 +84,6 @@ def value_and_manifold_grads(
     return grads_fn
 
 
-class MemberGrad(NamedTuple):
-    """Pair of pure functions that :func:`value_and_member_grad` returns."""
-
-    init: Callable[[ArrayTree], ManifoldState]
-    """``init(members) -> state``."""
-    update: Callable[..., tuple[Any, ArrayTree, ManifoldState]]
-    """``update(state, members, *args, **kwargs) -> (value, grads, state)``."""
-
-
 def value_and_member_grad(
     losses_fn: LossesFn,
     num_tasks: int,
@@ -144,29 +129,21 @@ def value_and_member_grad(
         losses_fn, has_aux, strategy=strategy, loop=loop
     )
 
-    def update(
+    def at_mixture(
+        members: ArrayTree, alpha: Array, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        return losses_fn(member_mixture(members, alpha), *args, **kwargs)
+
+    def by_tasks(
         state: ManifoldState, members: ArrayTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, ArrayTree, ManifoldState]:
-        if rule.balance.needs_grads:
-            value, grads = grads_fn(members, state.alphas, *args, **kwargs)
-            losses = value[0] if has_aux else value
-            grads, state = rule.apply(grads, state, losses)
-            return value, grads, state
+        value, grads = grads_fn(members, state.alphas, *args, **kwargs)
+        losses = value[0] if has_aux else value
+        grads, state = rule.apply(grads, state, losses)
+        return value, grads, state
 
-        def at_point(members: ArrayTree, alpha: Array) -> tuple[Array, Any]:
-            output = losses_fn(member_mixture(members, alpha), *args, **kwargs)
-            losses, aux = output if has_aux else (output, None)
-            check_losses(losses)
-            return losses, aux
-
-        def at_all(members: ArrayTree) -> tuple[Array, Any]:
-            return stack_rows(
-                lambda alpha: at_point(members, alpha), state.alphas, loop
-            )
-
-        losses, pullback, aux = jax.vjp(at_all, members, has_aux=True)
-        new_state = rule.update(state, losses, None)
-        (grads,) = pullback(new_state.weights.astype(losses.dtype))
-        return ((losses, aux) if has_aux else losses), grads, new_state
-
-    return MemberGrad(rule.init, update)
+    if rule.balance.needs_grads:
+        return MemberGrad(rule.init, by_tasks)
+    return MemberGrad(
+        rule.init, family_update(at_mixture, rule, has_aux, strategy, loop)
+    )

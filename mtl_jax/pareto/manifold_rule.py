@@ -63,10 +63,15 @@ class ManifoldRule(NamedTuple):
         return isinstance(self.regularizer, jax.Array) or self.regularizer > 0
 
     def init(self, members: ArrayTree) -> ManifoldState:
-        num_members, num_tasks = self.preferences.shape
-        count_members(members, num_members)
-        tree.resolve_heads(self.heads, members)
-        dtype = tree.accumulator_dtype(members)
+        """The first state for stacked members ``(M, *p)``."""
+        count_members(members, len(self.preferences))
+        return self.start(members)
+
+    def start(self, params: ArrayTree) -> ManifoldState:
+        """The first state for any parameters."""
+        tree.resolve_heads(self.heads, params)
+        dtype = tree.accumulator_dtype(params)
+        num_tasks = self.preferences.shape[1]
         key, draw_key = jax.random.split(jax.random.key(self.seed))
         return ManifoldState(
             alphas=self.draw(draw_key, dtype),
@@ -81,26 +86,41 @@ class ManifoldRule(NamedTuple):
     ) -> tuple[ArrayTree, ManifoldState]:
         """Gradients ``(W, T, *p)`` to updates ``(M, *p)`` and the new state."""
         check_point_grads(grads, *state.weights.shape)
-        shared = None
-        if self.balance.needs_grads:
-            marks = tree.resolve_heads(self.heads, grads)
-            shared = jax.tree.leaves(grads)
-            if marks is not None:
-                pairs = zip(shared, jax.tree.leaves(marks), strict=True)
-                shared = [leaf for leaf, is_head in pairs if not is_head]
-        new_state = self.update(state, losses, shared)
+        new_state = self.update(state, losses, self.shared(grads))
         return spread(state.alphas, new_state.weights, grads), new_state
+
+    def shared(self, grads: StackedTree) -> list[Array] | None:
+        """The leaves ``(W, T, *p)`` that the balance looks at."""
+        if not self.balance.needs_grads:
+            return None
+        leaves = jax.tree.leaves(grads)
+        marks = tree.resolve_heads(self.heads, grads)
+        if marks is None:
+            return leaves
+        pairs = zip(leaves, jax.tree.leaves(marks), strict=True)
+        return [leaf for leaf, is_head in pairs if not is_head]
 
     @full_precision
     def update(
-        self, state: ManifoldState, losses: Array | None, shared: list[Array] | None
+        self,
+        state: ManifoldState,
+        losses: Array | None,
+        shared: list[Array] | None,
+        *,
+        own: bool = False,
     ) -> ManifoldState:
-        """The state after a step; its ``weights`` are those of the step."""
+        """The state after a step; its ``weights`` are those of the step.
+
+        ``own``: whether the gradients are in the trained parameters already, not in those
+        of the mixtures.
+        """
         dtype = state.alphas.dtype
         losses = self._check_losses(losses)
         wide = None if losses is None else losses.astype(dtype)
         preferences = state.alphas @ jnp.asarray(self.preferences, dtype)
-        points = Points(state.alphas, preferences, wide, shared)
+        squares = jnp.sum(jnp.square(state.alphas), axis=1)
+        lengths = jnp.ones_like(squares) if own else jnp.sqrt(squares)
+        points = Points(lengths, preferences, wide, shared)
         weights, inner = self.balance.update(points, state.inner)
         weights, penalty = weights.astype(dtype), jnp.zeros([], dtype)
         if self.regularized:
@@ -122,8 +142,9 @@ class ManifoldRule(NamedTuple):
             if not (self.regularized or self.balance.needs_losses):
                 return None
             raise ValueError(
-                "the regulariser and the balances 'rwa' and 'full' need the losses: call "
-                "update(grads, state, members, losses=losses) with losses of shape (W, T)"
+                "the regulariser and balances such as 'rwa' and 'full' need the losses: "
+                "call update(grads, state, members, losses=losses) with losses of shape "
+                "(W, T)"
             )
         wanted = (self.samples, self.preferences.shape[1])
         if jnp.shape(losses) != wanted:
@@ -142,7 +163,7 @@ def make_manifold_rule(
     samples: int = 1,
     sampler: Any = "dirichlet",
     concentration: float | Sequence[float] = 1.0,
-    balance: str | Weighting = "ls",
+    balance: str | Weighting | Rule = "ls",
     epsilon: float = 1e-3,
     window: int = 25,
     regularizer: float | Array = 0.0,
