@@ -41,6 +41,8 @@ class Rule(NamedTuple):
     needs_losses: bool
     needs_grads: bool
     """Whether ``shared`` is looked at."""
+    fixed: bool = False
+    """Whether the weights are the preferences, whatever losses and gradients are."""
 
 
 class RunningLosses(NamedTuple):
@@ -88,7 +90,13 @@ def make_rule(
             weights = weights / (_member_norms(points) + epsilon)
         return weights, state
 
-    return Rule(init, update, needs_losses=with_averages, needs_grads=with_norms)
+    return Rule(
+        init,
+        update,
+        needs_losses=with_averages,
+        needs_grads=with_norms,
+        fixed=balance == "ls",
+    )
 
 
 def _member_norms(points: Points) -> Array:

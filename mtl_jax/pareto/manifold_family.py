@@ -136,6 +136,30 @@ def family_update(
         summed = spread(ones, new_state.weights, grads)
         return value, jax.tree.map(lambda leaf: leaf[0], summed), new_state
 
+    def in_turn(
+        state: ManifoldState, family: ArrayTree, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ArrayTree, ManifoldState]:
+        # The weights are known before the losses: forth and back at one point, then at
+        # the next, so that one point's activations are held.
+        new_state = rule.update(state, None, None)
+
+        def at_point(row: Array) -> tuple[Array, Any, ArrayTree]:
+            alpha, weights = jnp.split(row, [state.alphas.shape[1]])
+
+            def at_family(family: ArrayTree) -> tuple[Array, Any]:
+                output = losses_fn(family, alpha, *args, **kwargs)
+                losses, aux = output if has_aux else (output, None)
+                check_losses(losses)
+                return losses, aux
+
+            losses, pullback, aux = jax.vjp(at_family, family, has_aux=True)
+            return losses, aux, pullback(weights.astype(losses.dtype))[0]
+
+        rows = jnp.concatenate([state.alphas, new_state.weights], axis=1)
+        losses, aux, grads = stack_rows(at_point, rows, loop)
+        grads = jax.tree.map(lambda leaf: leaf.sum(0), grads)
+        return ((losses, aux) if has_aux else losses), grads, new_state
+
     def at_once(
         state: ManifoldState, family: ArrayTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, ArrayTree, ManifoldState]:
@@ -153,4 +177,6 @@ def family_update(
         (grads,) = pullback(new_state.weights.astype(losses.dtype))
         return ((losses, aux) if has_aux else losses), grads, new_state
 
-    return by_tasks if rule.balance.needs_grads else at_once
+    if rule.balance.needs_grads:
+        return by_tasks
+    return in_turn if rule.balance.fixed and not rule.regularized else at_once

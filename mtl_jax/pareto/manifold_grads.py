@@ -98,7 +98,8 @@ def value_and_member_grad(
     The same answer as :func:`value_and_manifold_grads` followed by
     :func:`mtl_jax.pareto.pareto_manifold`. But where the balance looks at no gradient
     (``"ls"``, ``"rwa"``, weightings of the losses), each point costs one pull-back instead
-    of ``T``, and no ``W T`` gradients are held.
+    of ``T``, and no ``W T`` gradients are held. With ``"ls"`` and no regulariser loops
+    over the points hold one point's activations at a time.
 
     Args:
         losses_fn: as for :func:`mtl_jax.value_and_task_grads`.
