@@ -7,6 +7,7 @@ from mtl_jax.models.heads import Heads
 from mtl_jax.models.lenet import Encoder, LeNet
 from mtl_jax.models.losses import accuracy, cross_entropy, mixed_errors, mixed_losses
 from mtl_jax.models.mini_lenet import MiniEncoder, MiniLeNet
+from mtl_jax.models.ray import RayChannels
 from mtl_jax.models.resnet import ResNet18, ResNet18Encoder
 from mtl_jax.models.transformer import TransformerClassifier, TransformerEncoder
 from mtl_jax.models.utkface import NamedHeads, UTKFaceNet
@@ -21,6 +22,7 @@ __all__ = [
     "MiniEncoder",
     "MiniLeNet",
     "NamedHeads",
+    "RayChannels",
     "ResNet18",
     "ResNet18Encoder",
     "TransformerClassifier",

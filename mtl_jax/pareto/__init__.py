@@ -7,11 +7,15 @@ from mtl_jax.pareto.conditioned import cosmos_balance as cosmos_balance
 from mtl_jax.pareto.conditioned import cosmos_objective as cosmos_objective
 from mtl_jax.pareto.directions import both_ways as both_ways
 from mtl_jax.pareto.directions import independent_directions as independent_directions
+from mtl_jax.pareto.epo import epo_balance as epo_balance
+from mtl_jax.pareto.epo import epo_weights as epo_weights
 from mtl_jax.pareto.expansion import ExpansionState as ExpansionState
 from mtl_jax.pareto.expansion import pareto_expansion as pareto_expansion
 from mtl_jax.pareto.front import ParetoFront as ParetoFront
 from mtl_jax.pareto.hvp import batched_hvp as batched_hvp
 from mtl_jax.pareto.hvp import hvp as hvp
+from mtl_jax.pareto.hypernetwork import Hypernetwork as Hypernetwork
+from mtl_jax.pareto.hypernetwork import pareto_hypernetwork as pareto_hypernetwork
 from mtl_jax.pareto.low_rank import LowRankMembers as LowRankMembers
 from mtl_jax.pareto.low_rank import low_rank_members as low_rank_members
 from mtl_jax.pareto.low_rank import low_rank_mixture as low_rank_mixture
