@@ -95,9 +95,6 @@ class _Study:
     def run(self) -> Record:
         config, problem = self.config, self.problem
         facts = records.environment()
-        params, _ = jax.eval_shape(
-            problem.model.init, jax.random.key(0), problem.inputs()
-        )
         summary: Record = {
             **{key: facts[key] for key in ("device", "cpu_count", "versions")},
             "git_commit": facts["git_commit"],
@@ -109,7 +106,7 @@ class _Study:
                 split.count
                 for split in (problem.train, problem.validation, problem.test)
             ],
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "parameters": problem.num_parameters(),
             "grid": self.grid.tolist(),
             "notes": NOTES,
         }

@@ -43,6 +43,11 @@ class ManifoldProblem(NamedTuple):
         """The first training examples as the model sees them."""
         return self.prepare(self.train.inputs[:count])
 
+    def num_parameters(self) -> int:
+        """Parameters of one network."""
+        params, _ = jax.eval_shape(self.model.init, jax.random.key(0), self.inputs())
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
 
 def batch_losses(outputs: Any, targets: tuple[Array, ...]) -> Array:
     """Mean losses ``(T,)``: cross-entropy of classes, Huber's loss of numbers."""

@@ -125,7 +125,7 @@ def run(config: ToyConfig) -> Path:
         records.NonFiniteError: if a trajectory leaves the finite numbers.
     """
     methods = usable_methods(config.methods)
-    _check(config)
+    check(config)
     folder = records.start_run(config.out, "toy", config)
     (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run
     count = len(methods) * len(config.scales) * len(TOY_STARTS)
@@ -183,7 +183,8 @@ def usable_methods(calls: Sequence[str]) -> list[str]:
     return usable
 
 
-def _check(config: ToyConfig) -> None:
+def check(config: ToyConfig) -> None:
+    """Raises ``ValueError`` for numbers out of range."""
     if config.record_every < 1 or config.steps < config.record_every:
         raise ValueError(
             f"steps must be at least record_every >= 1, got steps={config.steps} and "

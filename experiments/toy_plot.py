@@ -47,41 +47,43 @@ def draw(folder: Path) -> Path:
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, scale in enumerate(scales):
         for j, method in enumerate(methods):
-            _parameter_panel(axes[2 * i, j], points[j, i], scale)
-            _objective_panel(axes[2 * i + 1, j], points[j, i], scale)
+            parameter_panel(axes[2 * i, j], points[j, i], scale)
+            objective_panel(axes[2 * i + 1, j], points[j, i], scale)
             axes[2 * i, j].set_title(method if i == 0 else "", fontsize=11)
             if j > 0:
                 axes[2 * i, j].set_yticklabels([])
                 axes[2 * i + 1, j].set_yticklabels([])
         axes[2 * i, 0].set_ylabel(f"loss 1 × {scale:g}: parameters\ny")
         axes[2 * i + 1, 0].set_ylabel(f"loss 1 × {scale:g}: objectives\nloss 2")
-    _legend(figure, axes, int(steps[-1]))
+    legend(figure, axes, int(steps[-1]))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
     return records.write_bytes(folder / "toy.png", buffer.getvalue())
 
 
-def _parameter_panel(axis: Axes, paths: np.ndarray, scale: float) -> None:
+def parameter_panel(axis: Axes, paths: np.ndarray, scale: float) -> None:
+    """Paths ``(K, N, 2)`` over contours of the summed loss."""
     grid = np.linspace(-EXTENT, EXTENT, 201, dtype=np.float32)
     mesh = np.stack(np.meshgrid(grid, grid), axis=-1)
-    total = _losses(mesh, scale).sum(axis=-1)
+    total = losses_at(mesh, scale).sum(axis=-1)
     axis.contourf(grid, grid, total, levels=12, cmap=LANDSCAPE)
-    _draw_paths(axis, paths, toy_pareto_set())
+    draw_paths(axis, paths, toy_pareto_set())
     axis.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xlabel="x")
     axis.set_xticks([-10, -5, 0, 5, 10])
     axis.set_yticks([-10, -5, 0, 5, 10])
     axis.set_box_aspect(1)
 
 
-def _objective_panel(axis: Axes, paths: np.ndarray, scale: float) -> None:
+def objective_panel(axis: Axes, paths: np.ndarray, scale: float) -> None:
+    """The losses of the same paths beside the front."""
     front = toy_pareto_set().astype(np.float32)
-    _draw_paths(axis, _losses(paths, scale), _losses(front, scale))
+    draw_paths(axis, losses_at(paths, scale), losses_at(front, scale))
     axis.set(xlabel="loss 1", xlim=(-21 * scale, 11 * scale), ylim=(-21, 11))
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_box_aspect(1)
 
 
-def _draw_paths(axis: Axes, paths: np.ndarray, front: np.ndarray) -> None:
+def draw_paths(axis: Axes, paths: np.ndarray, front: np.ndarray) -> None:
     """Draws paths (K, N, 2) coloured along time over the front (F, 2)."""
     axis.plot(*front.T, color=FRONT, linewidth=5, alpha=0.55, solid_capstyle="round")
     for path in paths:
@@ -102,7 +104,8 @@ def _draw_paths(axis: Axes, paths: np.ndarray, front: np.ndarray) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _legend(figure: Figure, axes: np.ndarray, steps: int) -> None:
+def legend(figure: Figure, axes: np.ndarray, steps: int) -> None:
+    """A colour bar of the steps, and what the marks mean."""
     colours = ScalarMappable(Normalize(0, steps), TIME)
     bar = figure.colorbar(
         colours, ax=axes, location="bottom", shrink=0.35, aspect=45, pad=0.01
@@ -125,7 +128,7 @@ def _legend(figure: Figure, axes: np.ndarray, steps: int) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
 
 
-def _losses(points: np.ndarray, scale: float) -> np.ndarray:
+def losses_at(points: np.ndarray, scale: float) -> np.ndarray:
     """Losses (..., 2) at parameters (..., 2)."""
     flat = points.reshape(-1, 2)
     values = jax.vmap(lambda point: toy_losses(point, scale))(flat)
