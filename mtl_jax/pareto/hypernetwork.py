@@ -73,7 +73,7 @@ def pareto_hypernetwork(
     Examples:
         >>> params = {"w": jax.random.normal(jax.random.key(0), (50, 40)), "b": jnp.ones(3)}
         >>> hyper = pareto_hypernetwork(2)
-        >>> hyper_params = hyper.init(jax.random.key(1), params)
+        >>> hyper_params = jax.jit(hyper.init)(jax.random.key(1), params)
         >>> found = hyper.apply(hyper_params, [0.25, 0.75])
         >>> print(found["b"], found["w"].shape)
         [1. 1. 1.] (50, 40)

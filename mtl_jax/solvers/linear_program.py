@@ -44,7 +44,8 @@ def maximise_on_vertices(
 
     >>> objective, ones = jnp.array([1.0, 2.0]), jnp.ones(2)
     >>> matrix, bounds = jnp.array([[1.0, 0.0]]), jnp.array([0.25])
-    >>> print(maximise_on_vertices(objective, ones, matrix, bounds).value)
+    >>> maximise = jax.jit(maximise_on_vertices)  # one compilation, not many
+    >>> print(maximise(objective, ones, matrix, bounds).value)
     [0.25 0.75]
     """
     size, dtype = objective.shape[0], objective.dtype
