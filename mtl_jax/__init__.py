@@ -12,6 +12,7 @@ from mtl_jax import metrics as metrics
 from mtl_jax import pareto as pareto
 from mtl_jax import sharding as sharding
 from mtl_jax import solvers as solvers
+from mtl_jax import sparsity as sparsity
 from mtl_jax import train as train
 from mtl_jax import tree as tree
 from mtl_jax import weighting as weighting
@@ -22,6 +23,8 @@ from mtl_jax.combined import CombinedState as CombinedState
 from mtl_jax.combined import value_and_combined_grad as value_and_combined_grad
 from mtl_jax.features import Split as Split
 from mtl_jax.gradients import value_and_task_grads as value_and_task_grads
+from mtl_jax.pareto import chebyshev as chebyshev
+from mtl_jax.pareto import chebyshev_al as chebyshev_al
 from mtl_jax.pareto import pareto_manifold as pareto_manifold
 from mtl_jax.registry import METHODS as METHODS
 from mtl_jax.registry import MethodSpec as MethodSpec

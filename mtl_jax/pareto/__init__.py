@@ -1,6 +1,12 @@
 """Pareto sets: curvature, tangents and traces of the front of several losses."""
 
 from mtl_jax.pareto.batches import mean_task_grads as mean_task_grads
+from mtl_jax.pareto.chebyshev import ChebyshevState as ChebyshevState
+from mtl_jax.pareto.chebyshev import chebyshev as chebyshev
+from mtl_jax.pareto.chebyshev import chebyshev_weighting as chebyshev_weighting
+from mtl_jax.pareto.chebyshev_al import ChebyshevAlState as ChebyshevAlState
+from mtl_jax.pareto.chebyshev_al import chebyshev_al as chebyshev_al
+from mtl_jax.pareto.chebyshev_al import chebyshev_al_weighting as chebyshev_al_weighting
 from mtl_jax.pareto.conditioned import append_ray as append_ray
 from mtl_jax.pareto.conditioned import circle_rays as circle_rays
 from mtl_jax.pareto.conditioned import cosmos_balance as cosmos_balance
@@ -38,6 +44,10 @@ from mtl_jax.pareto.members import member_mixture as member_mixture
 from mtl_jax.pareto.members import member_similarity as member_similarity
 from mtl_jax.pareto.members import stack_members as stack_members
 from mtl_jax.pareto.multi_forward import multi_forward_penalty as multi_forward_penalty
+from mtl_jax.pareto.preference_grids import (
+    dirichlet_preferences as dirichlet_preferences,
+)
+from mtl_jax.pareto.preference_grids import mdmtn_preferences as mdmtn_preferences
 from mtl_jax.pareto.recalibration import recalibrate as recalibrate
 from mtl_jax.pareto.recalibration import recalibration as recalibration
 from mtl_jax.pareto.simplex_samplers import simplex_grid as simplex_grid

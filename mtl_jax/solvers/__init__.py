@@ -9,3 +9,4 @@ from mtl_jax.solvers.krylov import cg as cg
 from mtl_jax.solvers.krylov import minres as minres
 from mtl_jax.solvers.nash import nash_weights as nash_weights
 from mtl_jax.solvers.simplex import min_norm_point as min_norm_point
+from mtl_jax.solvers.simplex_qp import simplex_qp as simplex_qp
