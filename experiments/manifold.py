@@ -79,6 +79,8 @@ class ManifoldConfig:
     points: int = 11
     """Points along an edge of the grid on which fronts are evaluated: with 11, 11 points
     for two tasks and 66 for three."""
+    validation: bool = False
+    """Evaluate the validation split as well; nothing is selected by it."""
     recalibration_batches: int = 20
     """Training batches from which batch statistics are computed anew for every point, to
     compare with shared ones; 0: no comparison (networks with BatchNorm)."""
@@ -91,7 +93,7 @@ class ManifoldConfig:
     """How points are drawn."""
     balance: str = "ls"
     """Task weights at a point: ls, gradnorm, rwa, full, or the call string of a
-    weighting, e.g. "nash_mtl(max_norm=1.0)"."""
+    weighting, e.g. "nash_mtl(ridge=1.0)"."""
     regularizer: float = 0.0
     """Factor of the multi-forward regulariser, which wants more than one point."""
     gate: bool = False
@@ -105,7 +107,7 @@ class ManifoldConfig:
 
     scales: tuple[float, ...] = (0.1, 1.0)
     """Factors of the first loss (toy)."""
-    balances: tuple[str, ...] = ("ls", "gradnorm", "nash_mtl(max_norm=1.0)")
+    balances: tuple[str, ...] = ("ls", "gradnorm", "nash_mtl(ridge=1.0)")
     """Balances compared, as for --balance (toy)."""
     methods: tuple[str, ...] = ("ls", "mgda", "cagrad(c=0.4)", "nash_mtl")
     """Methods whose trajectories are drawn beside them (toy)."""

@@ -147,7 +147,7 @@ class _Study:
         grid = self.grid if family.whole_front else self.grid[:1]
         losses, scores = self._evaluate(family, trained.solution, grid, "test")
         entry = self._entry(name, seed, losses, scores, [trained], family)
-        if self.problem.validation.count:
+        if self.config.validation and self.problem.validation.count:
             found = self._evaluate(family, trained.solution, grid, "validation")
             entry["validation_losses"], entry["validation_scores"] = map(
                 _rounded, found

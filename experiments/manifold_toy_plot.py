@@ -54,7 +54,7 @@ def draw(folder: Path) -> Path:
         bottom[0].set_ylabel(f"loss 1 × {scale:g}: objectives\nloss 2")
     toy_plot.legend(figure, axes, int(steps[-1]))
     mixtures = Line2D([], [], color=SEGMENT, linewidth=2)
-    axes[0, -1].legend(
+    axes[1, -1].legend(
         [mixtures], ["mixtures"], loc="upper right", fontsize=7, frameon=False
     )
     return save(figure, folder / "toy.png")
