@@ -98,11 +98,37 @@ def test_widths_of_all_choices():
         for preprocessing, width in (
             ("faithful", faithful),
             ("fixed", faithful - income),
+            ("manifold", faithful - 26),  # the published 468, 477 and 483 of two tasks
         ):
             data = load_census(tasks=tasks, preprocessing=preprocessing, max_rows=5)
             assert data.num_features == width
             assert data.train.labels.shape == (5, len(tasks))
             assert data.num_classes == (2,) * len(tasks)
+
+
+def test_manifold_preprocessing(tmp_path):
+    rows = [person(num_persons_worked_for_employer=size) for size in (0, 6, 3, 6)]
+    rare = "Grandchild <18 ever marr not in subfamily"
+    rows.append(person(detailed_household_and_family_stat=rare))
+    folder = write(tmp_path, rows, [PERSON])
+    options = {"tasks": ("age", "education"), "preprocessing": "manifold"}
+    data = load_census(folder, validation=0.25, **options)
+    assert data.num_features == 468
+    # The rare row went before a quarter was set aside.
+    sizes = [len(split.labels) for split in data[:3]]
+    assert sizes == [3, 1, 1]
+    names = np.array(data.feature_names)
+    columns = np.char.startswith(names, "num persons worked for employer=")
+    both = np.concatenate([data.train.inputs, data.validation.inputs])[:, columns]
+    np.testing.assert_array_equal(np.sort(both.argmax(1)), [0, 3, 6, 6])
+    np.testing.assert_array_equal(both.sum(1), 1)
+    assert not any("Grandchild <18 ever" in name or "year=" in name for name in names)
+    assert "income=50000+" in names
+    with pytest.raises(ValueError, match="a share below 1, got"):
+        load_census(folder, validation=1.0)
+    bad = write(tmp_path / "bad", [person(num_persons_worked_for_employer=7)], [PERSON])
+    with pytest.raises(ValueError, match="holds 7, expected whole numbers from 0 to 6"):
+        load_census(bad, **options)
 
 
 def test_a_row_becomes_ones_at_its_values_and_numbers(tmp_path):
@@ -352,6 +378,7 @@ def test_the_real_test_half_is_read_whole(real):
     assert len(table["age"]) == 99_762
     tasks = tuple(census.TASKS)
     counts = {"faithful": [39_366, 30_104, 43_143], "fixed": [39_366, 33_410, 43_143]}
+    counts["manifold"] = counts["faithful"]
     for name, recipe in census.PREPROCESSINGS.items():
         labels = census._labels(table, tasks, recipe)
         # the last is the published number of incomes over 50,000

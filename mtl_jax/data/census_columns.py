@@ -12,6 +12,16 @@ UNIVERSE = "Not in universe"
 WEIGHT = "instance weight"
 """People that a row stands for; never an input."""
 INCOME = "income"
+EMPLOYED = "num persons worked for employer"
+"""A number; the classes of employers' sizes, 0 to 6."""
+FAMILY = "detailed household and family stat"
+RARE_FAMILY = "Grandchild <18 ever marr not in subfamily"
+"""The one documented value that the official test file lacks."""
+MIGRATION = (
+    "migration code-change in msa",
+    "migration code-change in reg",
+    "migration code-move within reg",
+)
 
 _COUNTRIES = (
     "Cambodia, Canada, China, Columbia, Cuba, Dominican-Republic, Ecuador, El-Salvador, "
