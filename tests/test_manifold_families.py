@@ -28,9 +28,10 @@ def random_tree(seed, shapes=None, dtype="f8"):
 
 
 def random_members(num_members, rank):
-    members = pareto.low_rank_members(
-        random_tree(0), num_members, rank, key=jax.random.key(0)
-    )
+    def make(params):
+        return pareto.low_rank_members(params, num_members, rank, key=jax.random.key(0))
+
+    members = jax.eval_shape(make, random_tree(0))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), members)
 
@@ -52,8 +53,9 @@ def test_low_rank_mixture_is_linear_between_its_members(x64):
     )
     assert set(members.deltas["bias"]) == set(members.deltas["scale"]) == {"full"}
     ends = [numpy_member(members, i, 0.5) for i in range(3)]
+    mixture = jax.jit(pareto.low_rank_mixture)
     for alpha in (*np.eye(3), np.array([0.2, 0.5, 0.3])):
-        found = pareto.low_rank_mixture(members, alpha, scaling=0.5)
+        found = mixture(members, jnp.asarray(alpha), scaling=0.5)
         expected = jax.tree.map(
             lambda *leaves, a=alpha: sum(
                 x * leaf for x, leaf in zip(a, leaves, strict=True)
@@ -65,8 +67,13 @@ def test_low_rank_mixture_is_linear_between_its_members(x64):
 
 def test_low_rank_members_begin_as_the_shared_network_and_count():
     params = random_tree(0, dtype="bfloat16")
-    members = pareto.low_rank_members(params, 3, 2, key=jax.random.key(0))
-    start = pareto.low_rank_mixture(members, [0.2, 0.5, 0.3])
+
+    @jax.jit
+    def make(params):
+        members = pareto.low_rank_members(params, 3, 2, key=jax.random.key(0))
+        return members, pareto.low_rank_mixture(members, jnp.array([0.2, 0.5, 0.3]))
+
+    members, start = make(params)
     chex.assert_trees_all_equal(start, params)
     chex.assert_trees_all_equal_dtypes(start, params)
     chex.assert_type(jax.tree.leaves(members), "bfloat16")
@@ -123,14 +130,17 @@ def test_source_equals_the_derivative_of_the_scalar(x64):
     squares = sum(
         np.square(leaf).reshape(3, 2, -1).sum(-1) for leaf in jax.tree.leaves(slopes)
     )
-    for balance, norms in (("gradnorm", np.sqrt(squares)), ("ls", 1 - 1e-3)):
-        source = source_of(losses_of, 2, True, loop="vmap", balance=balance, **options)
-        (losses, aux), grads, state = jax.jit(source.update)(
-            source.init(family), family, batch
-        )
-        expected = jax.jit(jax.grad(objective))(family, jnp.broadcast_to(norms, (3, 2)))
-        chex.assert_trees_all_close(grads, expected, rtol=1e-9)
-        assert losses.shape == state.weights.shape == (3, 2) and aux.shape == (3,)
+    options |= {"balance": "gradnorm", "loop": "vmap", "strategy": "vmap"}
+    source = source_of(losses_of, 2, True, **options)
+
+    @jax.jit
+    def both(family):
+        expected = jax.grad(objective)(family, jnp.sqrt(squares))
+        return source.update(source.init(family), family, batch), expected
+
+    ((losses, aux), grads, state), expected = both(family)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-9)
+    assert losses.shape == state.weights.shape == (3, 2) and aux.shape == (3,)
 
 
 def test_source_of_stacked_members_is_the_member_source(x64):

@@ -173,7 +173,8 @@ def epo_balance(tolerance: float = 1e-4) -> Rule:
         ...     losses_fn, 2, balance=epo_balance(), sampler=[[0.5, 0.5]]
         ... )
         >>> x = jnp.array([0.5])
-        >>> _, _, state = source.update(source.init(x), x)  # losses 0.25 and 2.25
+        >>> state = source.init(x)
+        >>> _, _, state = jax.jit(source.update)(state, x)  # losses 0.25 and 2.25
         >>> [round(float(weight), 3) for weight in state.weights[0]]
         [0.42, 0.58]
     """

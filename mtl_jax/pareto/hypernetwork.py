@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mtl_jax import tree
@@ -101,25 +102,16 @@ def pareto_hypernetwork(
         features = _features(mlp, jnp.full(num_tasks, 1 / num_tasks, dtype))
         size = jnp.sqrt(jnp.sum(jnp.square(features)))
         leaves, structure = jax.tree.flatten(params)
-        centred = [leaf - jnp.mean(leaf) for leaf in leaves]
+        heads = _draw_heads(head_key, hidden[-1], leaves, chunk, dtype)
         share = math.sqrt(1 - spread**2)
-        biases = [
-            (jnp.mean(leaf) + share * rest).astype(leaf.dtype)
-            for leaf, rest in zip(leaves, centred, strict=True)
-        ]
-        heads = [
-            _draw_head(
-                jax.random.fold_in(head_key, i),
-                hidden[-1],
-                leaf,
-                spread * jnp.std(leaf) / jnp.where(size > 0, size, 1),
-                chunk,
-            )
-            for i, leaf in enumerate(leaves)
-        ]
+        for i, leaf in enumerate(leaves):
+            mean, scale = jnp.mean(leaf), spread * jnp.std(leaf)
+            scale = scale / jnp.where(size > 0, size, 1)
+            leaves[i] = (mean + share * (leaf - mean)).astype(leaf.dtype)
+            heads[i]["kernel"] = (scale * heads[i]["kernel"]).astype(leaf.dtype)
         return {
             "mlp": mlp,
-            "bias": jax.tree.unflatten(structure, biases),
+            "bias": jax.tree.unflatten(structure, leaves),
             "heads": jax.tree.unflatten(structure, heads),
         }
 
@@ -159,25 +151,39 @@ def _features(mlp: dict[str, dict[str, Array]], ray: Array) -> Array:
 
 def _draw_mlp(key: Array, sizes: tuple[int, ...], dtype: Any) -> dict:
     """Dense layers from ``U(-1/sqrt(inputs), 1/sqrt(inputs))``, PyTorch's default."""
+    shapes = [(inputs + 1, outputs) for inputs, outputs in itertools.pairwise(sizes)]
+    pieces = _split(jax.random.uniform, key, shapes, dtype, minval=-1)
     layers = {}
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes), 1):
-        bound = 1 / math.sqrt(inputs)
-        flat = jax.random.uniform(
-            jax.random.fold_in(key, i), ((inputs + 1) * outputs,), dtype, -bound, bound
-        ).reshape(inputs + 1, outputs)
-        layers[f"dense{i}"] = {"kernel": flat[:-1], "bias": flat[-1]}
+    for i, piece in enumerate(pieces, 1):
+        piece = piece / math.sqrt(len(piece) - 1)
+        layers[f"dense{i}"] = {"kernel": piece[:-1], "bias": piece[-1]}
     return layers
 
 
-def _draw_head(
-    key: Array, features: int, leaf: Array, scale: Array, chunk: int | None
-) -> dict[str, Array]:
-    """A leaf's matrix with entries of standard deviation ``scale``."""
-    if chunk is None or leaf.size <= chunk:
-        # Drawn flat: XLA's CPU backend takes seconds to compile a draw of rank 4.
-        flat = jax.random.normal(key, (features * leaf.size,), leaf.dtype)
-        return {"kernel": (scale * flat).astype(leaf.dtype).reshape(-1, *leaf.shape)}
-    kernel_key, gate_key = jax.random.split(key)
-    kernel = scale * jax.random.normal(kernel_key, (features, chunk), leaf.dtype)
-    gates = jax.random.normal(gate_key, (-(-leaf.size // chunk), features), leaf.dtype)
-    return {"kernel": kernel.astype(leaf.dtype), "gates": gates}
+def _draw_heads(
+    key: Array, features: int, leaves: list[Array], chunk: int | None, dtype: Any
+) -> list[dict[str, Array]]:
+    """Matrices (and factors of chunks) of all leaves, standard normal."""
+    names, shapes = [], []
+    for i, leaf in enumerate(leaves):
+        if chunk is None or leaf.size <= chunk:
+            names.append((i, "kernel"))
+            shapes.append((features, *leaf.shape))
+        else:
+            names += [(i, "kernel"), (i, "gates")]
+            shapes += [(features, chunk), (-(-leaf.size // chunk), features)]
+    heads: list[dict[str, Array]] = [{} for _ in leaves]
+    pieces = _split(jax.random.normal, key, shapes, dtype)
+    for (i, name), piece in zip(names, pieces, strict=True):
+        heads[i][name] = piece.astype(leaves[i].dtype)
+    return heads
+
+
+def _split(
+    draw: Callable[..., Array], key: Array, shapes: list, dtype: Any, **options: Any
+) -> list[Array]:
+    """Arrays of several shapes out of one draw, which compiles once."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    flat = draw(key, (int(ends[-1]),), dtype, **options)
+    pieces = jnp.split(flat, ends[:-1])
+    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]

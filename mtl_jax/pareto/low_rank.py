@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mtl_jax import tree
@@ -74,10 +75,17 @@ def low_rank_members(
     check_count("rank", rank, 1)
     params = as_vector("params", params)
     leaves, structure = jax.tree.flatten(params)
-    deltas = [
-        _delta(leaf, num_members, rank, jax.random.fold_in(key, i))
-        for i, leaf in enumerate(leaves)
-    ]
+    deltas = [_zeros(leaf, num_members, rank) for leaf in leaves]
+    # Drawn at once: one compilation, not one for every shape.
+    sizes = [delta["down"].size if "down" in delta else 0 for delta in deltas]
+    dtype = tree.accumulator_dtype(params)
+    flat = jax.random.uniform(key, (sum(sizes),), dtype, -1, 1)
+    pieces = jnp.split(flat, np.cumsum(sizes)[:-1])
+    for delta, piece in zip(deltas, pieces, strict=True):
+        if "down" in delta:
+            shape, kind = delta["down"].shape, delta["down"].dtype
+            piece = piece.reshape(shape) / math.sqrt(shape[1])
+            delta["down"] = piece.astype(kind)
     return LowRankMembers(params, jax.tree.unflatten(structure, deltas))
 
 
@@ -134,12 +142,11 @@ def low_rank_mixture(
     return jax.tree.map(mixed, members.shared, members.deltas)
 
 
-def _delta(leaf: Array, num_members: int, rank: int, key: Array) -> dict[str, Array]:
+def _zeros(leaf: Array, num_members: int, rank: int) -> dict[str, Array]:
     rows, columns = math.prod(leaf.shape[:-1]), math.prod(leaf.shape[-1:])
     if rank * (rows + columns) >= leaf.size:
         return {"full": jnp.zeros((num_members, *leaf.shape), leaf.dtype)}
-    shape, bound = (num_members, rows, rank), 1 / math.sqrt(rows)
-    # Drawn flat: XLA's CPU backend takes seconds to compile a draw of rank 3.
-    flat = jax.random.uniform(key, (math.prod(shape),), leaf.dtype, -bound, bound)
-    up = jnp.zeros((num_members, rank, columns), leaf.dtype)
-    return {"down": flat.reshape(shape), "up": up}
+    return {
+        "down": jnp.zeros((num_members, rows, rank), leaf.dtype),
+        "up": jnp.zeros((num_members, rank, columns), leaf.dtype),
+    }
