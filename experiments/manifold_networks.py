@@ -7,6 +7,7 @@ test split.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from experiments.manifold_families import (
     single_tasks,
 )
 from experiments.manifold_problems import ManifoldProblem
-from experiments.manifold_training import Evaluator, Trained, Trainer
+from experiments.manifold_training import Evaluator, Trained, Trainer, order
 from mtl_jax import metrics, pareto, registry
 
 Record = dict[str, Any]
@@ -40,6 +41,7 @@ NOTES = {
     "hypervolume_losses": "volume between the losses and the point (1, 1, ...)",
     "ends": "score of each task at that task's vertex; of points, the score itself",
     "monotonicity": "share of the pairs of points in which more weight is less loss",
+    "own_statistics": "batch statistics computed anew at every point, not shared",
     "pull_backs": "backward passes of one network, all steps together",
     "selection": "none: the networks after the last step, on the test split",
 }
@@ -145,19 +147,27 @@ class _Study:
         family = self._family(name)
         trained = self.trainer.run(family, seed)
         grid = self.grid if family.whole_front else self.grid[:1]
-        losses, scores = self._evaluate(family, trained.solution, grid, "test")
-        entry = self._entry(name, seed, losses, scores, [trained], family)
+        evaluate = functools.partial(self._evaluate, family, trained.solution, grid)
+        entry = self._entry(name, seed, evaluate("test"), [trained], family)
         if self.config.validation and self.problem.validation.count:
-            found = self._evaluate(family, trained.solution, grid, "validation")
+            found = evaluate("validation")
             entry["validation_losses"], entry["validation_scores"] = map(
                 _rounded, found
             )
-        if family.whole_front:
-            entry |= self._order(losses, scores)
+        count = self.config.recalibration_batches
+        if family.whole_front and count and jax.tree.leaves(trained.solution[1]):
+            batches = self._batches(seed, count)
+            entry["own_statistics"] = self._measures(evaluate("test", batches))
         if name == "manifold":
             cosines = pareto.member_similarity(trained.solution[0])
             entry["similarity"] = _rounded(np.asarray(cosines))
         return entry
+
+    def _batches(self, seed: int, count: int) -> Any:
+        """Training inputs ``(K, B, ...)`` for batch statistics."""
+        train = self.problem.train
+        rows = order(train.count, self.config.batch_size, seed, self.config.epochs)
+        return train.inputs[rows[:count]]
 
     def _single(self, seed: int) -> Record:
         """One network per task; each is judged by its own task."""
@@ -168,39 +178,37 @@ class _Study:
             found = self._evaluate(base, trained.solution, self.grid[:1], "test")
             rows.append([each[0, task] for each in found])
             runs.append(trained)
-        losses, scores = np.array(rows).T[:, None]
-        return self._entry(SINGLE, seed, losses, scores, runs, base)
+        found = np.array(rows).T[:, None]
+        return self._entry(SINGLE, seed, (found[0], found[1]), runs, base)
 
     def _evaluate(
-        self, family: Family, solution: Any, grid: np.ndarray, split: str
+        self,
+        family: Family,
+        solution: Any,
+        grid: np.ndarray,
+        split: str,
+        batches: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         if family.name not in self.evaluators:
             self.evaluators[family.name] = Evaluator(self.problem, family)
-        examples = getattr(self.problem, split)
-        return self.evaluators[family.name](solution, grid, examples)
+        evaluate = self.evaluators[family.name]
+        return evaluate(solution, grid, getattr(self.problem, split), batches)
 
     def _entry(
         self,
         name: str,
         seed: int,
-        losses: np.ndarray,
-        scores: np.ndarray,
+        found: tuple[np.ndarray, np.ndarray],
         runs: list[Trained],
         family: Family,
     ) -> Record:
-        tasks = np.arange(self.problem.num_tasks)
-        vertices = np.argmax(self.grid == 1, axis=0) if len(scores) > 1 else 0 * tasks
         steps = sum(each.steps for each in runs)
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(runs[0].solution[0]))
         return {
             "name": name,
             "seed": seed,
             "whole_front": family.whole_front,
-            "losses": _rounded(losses),
-            "scores": _rounded(scores),
-            "ends": _rounded(scores[vertices, tasks]),
-            "hypervolume_scores": metrics.hypervolume(-scores, np.zeros(len(tasks))),
-            "hypervolume_losses": metrics.hypervolume(losses, np.ones(len(tasks))),
+            **self._measures(found),
             "parameters": len(runs) * size,
             "history": [each.history for each in runs],
             "spent": {
@@ -211,17 +219,25 @@ class _Study:
             },
         }
 
-    def _order(self, losses: np.ndarray, scores: np.ndarray) -> Record:
-        """How well losses, and scores, follow the weights."""
-        rising = np.float32(self.grid)
-        return {
-            "monotonicity": _rounded(
-                np.asarray(pareto.monotonicity(np.float32(losses), rising))
-            ),
-            "monotonicity_scores": _rounded(
-                np.asarray(pareto.monotonicity(np.float32(-scores), rising))
-            ),
+    def _measures(self, found: tuple[np.ndarray, np.ndarray]) -> Record:
+        """What is told of losses and scores ``(N, T)`` on the grid, or at one point."""
+        losses, scores = found
+        tasks = np.arange(self.problem.num_tasks)
+        whole = len(scores) == len(self.grid)
+        vertices = np.argmax(self.grid == 1, axis=0) if whole else 0 * tasks
+        entry = {
+            "losses": _rounded(losses),
+            "scores": _rounded(scores),
+            "ends": _rounded(scores[vertices, tasks]),
+            "hypervolume_scores": metrics.hypervolume(-scores, np.zeros(len(tasks))),
+            "hypervolume_losses": metrics.hypervolume(losses, np.ones(len(tasks))),
         }
+        if whole:
+            weights = np.float32(self.grid)
+            for name, falling in (("", losses), ("_scores", -scores)):
+                ordered = pareto.monotonicity(np.float32(falling), weights)
+                entry[f"monotonicity{name}"] = _rounded(np.asarray(ordered))
+        return entry
 
 
 def _rounded(values: np.ndarray) -> Any:

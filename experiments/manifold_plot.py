@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from experiments import records
 from experiments.explore_plot import BLACK, GREY, new_figure, save
+from experiments.manifold_tables import with_own_statistics
 from experiments.plots import COLOURS, MARKERS, STYLE
 
 Record = dict[str, Any]
 LINES = {"manifold": COLOURS[1], "low_rank": COLOURS[2], "cosmos": COLOURS[3]}
 LINES |= {"phn_linear": COLOURS[0], "phn_epo": COLOURS[4]}
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 SINGLE = "single-task"
 
 
@@ -32,9 +33,10 @@ def draw(folder: Path) -> list[Path]:
         the pictures' paths.
     """
     summary = records.read_json(folder / "summary.json")
+    summary["runs"] = with_own_statistics(summary.get("runs", []))
     paths = []
     with mpl.rc_context(STYLE):
-        if "runs" in summary:
+        if summary["runs"]:
             for name in ("scores", "losses"):
                 figure = _fronts(summary, name)
                 paths.append(save(figure, folder / f"{name}.png"))
@@ -86,7 +88,8 @@ def _draw_run(
         look = {"color": GREY, "markeredgecolor": "white", "markersize": 8}
         axes.plot(*points.T, marker, label=label, zorder=3, **look)
     else:
-        colour = LINES[run["name"]]
+        name, _, own = run["name"].partition(", ")
+        colour, dash = LINES[name], (0, (1, 1)) if own else dash
         if len(summary["tasks"]) > 2:
             axes.plot(*points.T, ".", color=colour, markersize=3, label=label)
             return

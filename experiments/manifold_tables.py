@@ -25,7 +25,7 @@ def rows_of(runs: Sequence[Record], num_tasks: int) -> list[Record]:
         Rows in order of appearance; deviations are ``None`` for one seed.
     """
     grouped: dict[str, list[Record]] = {}
-    for run in runs:
+    for run in with_own_statistics(runs):
         grouped.setdefault(run["name"], []).append(run)
     rows = []
     for name, group in grouped.items():
@@ -50,6 +50,17 @@ def rows_of(runs: Sequence[Record], num_tasks: int) -> list[Record]:
             )
         rows.append(row)
     return rows
+
+
+def with_own_statistics(runs: Sequence[Record]) -> list[Record]:
+    """The runs, and behind each the same with batch statistics of every point's own."""
+    found = []
+    for run in runs:
+        found.append(run)
+        if "own_statistics" in run:
+            name = f"{run['name']}, own statistics"
+            found.append({**run, **run["own_statistics"], "name": name})
+    return found
 
 
 def _summary(values: Sequence[float]) -> list[float | None]:

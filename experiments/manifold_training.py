@@ -18,7 +18,7 @@ from experiments.explore_problems import EVAL_BATCH, example_means
 from experiments.manifold import ManifoldConfig
 from experiments.manifold_families import Family
 from experiments.manifold_problems import ManifoldProblem, judge
-from mtl_jax.stacking import stack_rows
+from mtl_jax import pareto
 
 Array = jax.Array
 
@@ -152,27 +152,39 @@ class Evaluator:
             outputs, _ = problem.model.apply(params, model_state, inputs)
             return judge(outputs, batch.targets)
 
-        def at_point(solution: Any, examples: Examples, alpha: Array) -> Any:
-            bound = (*family.at(solution, alpha), alpha)
-            return example_means(rule, bound, examples)
+        def bind(solution: Any, alpha: Array, batches: Any) -> tuple[Any, Any, Array]:
+            """The network at a point; with batches, its own statistics from them."""
+            params, model_state = family.at(solution, alpha)
 
-        def on_grid(solution: Any, grid: Array, examples: Examples) -> Any:
-            point = functools.partial(at_point, solution, examples)
+            def update(params: Any, state: Any, raw: Any) -> Any:
+                inputs = family.inputs(raw, alpha)
+                return problem.model.apply(params, state, inputs, train=True)[1]
+
+            if batches is not None:
+                model_state = pareto.recalibrate(
+                    update, params, model_state, batches, loop="map"
+                )
+            return params, model_state, alpha
+
+        def on_grid(
+            solution: Any, grid: Array, examples: Examples, batches: Any
+        ) -> Any:
             # Batches fill an accelerator as well as points would, in less memory.
-            return stack_rows(point, grid, "map")
+            return lax.map(
+                lambda alpha: example_means(
+                    rule, bind(solution, alpha, batches), examples
+                ),
+                grid,
+            )
 
         self._slow = problem.slow_loops
-        self._bind = jax.jit(
-            lambda solution, alpha: (*family.at(solution, alpha), alpha)
-        )
+        self._bind, self._on_grid = jax.jit(bind), jax.jit(on_grid)
         self._batch = jax.jit(
             lambda bound, batch: [part.sum(-1) for part in rule(bound, batch)]
         )
-        self.on_grid = jax.jit(on_grid)
-        """``on_grid(solution, grid (N, T), examples) -> [losses (N, T), scores]``."""
 
     def __call__(
-        self, solution: Any, grid: np.ndarray, examples: Examples
+        self, solution: Any, grid: np.ndarray, examples: Examples, batches: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean losses and scores, float64 ``(N, T)`` each.
 
@@ -180,25 +192,33 @@ class Evaluator:
             solution: of a finished run.
             grid: points of the simplex ``(N, T)``.
             examples: on which.
+            batches: inputs ``(K, B, ...)`` from which every network gets its own batch
+                statistics; ``None`` for those of the training.
         """
         alphas = jnp.asarray(grid, jnp.float32)
         if self._slow:
-            losses, scores = self._by_batches(solution, alphas, examples)
+            found = [self._by_batches(solution, a, examples, batches) for a in alphas]
+            losses, scores = map(np.stack, zip(*found, strict=True))
         else:
-            losses, scores = jax.device_get(self.on_grid(solution, alphas, examples))
+            losses, scores = jax.device_get(
+                self._on_grid(solution, alphas, examples, batches)
+            )
         return np.asarray(losses, np.float64), np.asarray(scores, np.float64)
 
-    def _by_batches(self, solution: Any, alphas: Array, examples: Examples) -> Any:
-        """The same from Python's loops."""
-        totals = []
-        for alpha in alphas:
-            bound = self._bind(solution, alpha)
-            parts = []
-            for begin in range(0, examples.count, EVAL_BATCH):
-                batch = jax.tree.map(
-                    lambda leaf, begin=begin: leaf[begin : begin + EVAL_BATCH], examples
-                )
-                parts.append(self._batch(bound, batch))
-            totals.append(jax.tree.map(lambda *each: sum(each), *parts))
-        means = [np.stack(each) / examples.count for each in zip(*totals, strict=True)]
-        return means[0], means[1]
+    def _by_batches(
+        self, solution: Any, alpha: Array, examples: Examples, batches: Any
+    ) -> Any:
+        """One point from Python's loops over batches, of statistics too: they are means."""
+        bound = self._bind(solution, alpha, None)
+        if batches is not None:
+            states = [self._bind(solution, alpha, batch[None])[1] for batch in batches]
+            mean = jax.tree.map(lambda *each: sum(each) / len(each), *states)
+            bound = bound[0], mean, alpha
+        parts = []
+        for begin in range(0, examples.count, EVAL_BATCH):
+            batch = jax.tree.map(
+                lambda leaf, begin=begin: leaf[begin : begin + EVAL_BATCH], examples
+            )
+            parts.append(self._batch(bound, batch))
+        totals = jax.tree.map(lambda *each: sum(each), *parts)
+        return [np.asarray(total) / examples.count for total in totals]
