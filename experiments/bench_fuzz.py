@@ -27,8 +27,11 @@ SHARES = {1: 0.05, 2: 0.2, 3: 0.2, 5: 0.2, 10: 0.2, 20: 0.1, 40: 0.05}
 METHODS = tuple(
     name
     for name, spec in mtl_jax.METHODS.items()
-    if spec.weighting is not None and "gram" in spec.needs
+    if spec.weighting is not None
+    and "gram" in spec.needs
+    and hasattr(fuzz_residuals, name)
 )
+"""Gramian methods whose optimality conditions ``fuzz_residuals`` knows."""
 RESIDUALS: dict[str, Callable[..., np.ndarray]] = {
     name: getattr(fuzz_residuals, name) for name in METHODS
 }

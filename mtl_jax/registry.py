@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optax
@@ -80,6 +81,8 @@ def parse(call: str, also: Sequence[str] = ()) -> tuple[MethodSpec, dict[str, ob
             raise ValueError(
                 f"method {name!r} has no option {option!r}{_hint(option, options)}"
             )
+    if isinstance(arguments.get("around"), str):
+        arguments["around"] = _weighting_factory(str(arguments["around"]))
     return spec, arguments
 
 
@@ -110,13 +113,17 @@ def build_weighting(call: str, num_tasks: int) -> Weighting:
     Raises:
         ValueError: as :func:`build`, and for methods that are no weightings.
     """
+    return _weighting_factory(call)(num_tasks)
+
+
+def _weighting_factory(call: str) -> Callable[[int], Weighting]:
     spec, arguments = parse(call)
     if spec.weighting is None:
         raise ValueError(
-            f"method {spec.name!r} works coordinate by coordinate and is no weighting; "
+            f"method {spec.name!r} works on the gradients themselves and is no weighting; "
             "use mtl_jax.build"
         )
-    return spec.weighting(num_tasks, **arguments)
+    return functools.partial(spec.weighting, **arguments)
 
 
 def build_source(
@@ -141,8 +148,8 @@ def build_source(
         return None
     if spec.weighting is None:
         raise ValueError(
-            f"method {spec.name!r} works on the task gradients coordinate by coordinate "
-            f"and takes no {', '.join(chosen)}"
+            f"method {spec.name!r} works on the task gradients themselves and takes no "
+            f"{', '.join(chosen)}"
         )
     weighting = spec.weighting(num_tasks, **arguments)
     return value_and_combined_grad(losses_fn, weighting, **{**options, **chosen})

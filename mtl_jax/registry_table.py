@@ -26,6 +26,9 @@ NEEDS = {
     "gram": "the Gramian of the task gradients",
     "gradients": "the task gradients coordinate by coordinate",
     "key": "a random key (seed=)",
+    "batches": "held_out= or independent= task gradients of further batches; without them "
+    "the batch at hand stands in",
+    "memory": "a state as large as the task gradients",
 }
 """What a method may need."""
 
@@ -45,6 +48,13 @@ class MethodSpec(NamedTuple):
     """arXiv number, where there is one."""
     needs: frozenset[str]
     properties: frozenset[str]
+
+    @property
+    def cost(self) -> str:
+        """What a step takes beyond the forward pass, for ``T`` tasks, ``P`` parameters."""
+        per_task = self.needs & {"gram", "gradients"}
+        passes = "T backward passes" if per_task else "1 backward pass"
+        return passes + (", T P numbers of state" if "memory" in self.needs else "")
 
 
 def _spec(
@@ -174,6 +184,174 @@ _SPECS = (
         "2305.19000",
         needs="gram",
         has="homogeneous permutation_equivariant",
+    ),
+    _spec(
+        "gls",
+        "minimises the geometric mean of the losses",
+        "Chennupati et al. 2019",
+        "1904.08492",
+        needs="losses",
+        has="homogeneous permutation_equivariant scale_invariant",
+    ),
+    _spec(
+        "stch",
+        "smooth Chebyshev scalarisation: a soft maximum of the losses",
+        "Lin et al. 2024",
+        "2402.19078",
+        needs="losses",
+        has="homogeneous permutation_equivariant scale_invariant",
+    ),
+    _spec(
+        "imtl_l",
+        "learned scales that make the losses equal",
+        "Liu et al. 2021 (ICLR)",
+        None,
+        needs="losses",
+        has="homogeneous permutation_equivariant",
+    ),
+    _spec(
+        "imtl",
+        "IMTL-G on the losses scaled by IMTL-L",
+        "Liu et al. 2021 (ICLR)",
+        None,
+        needs="losses gram",
+        has="homogeneous permutation_equivariant scale_invariant",
+    ),
+    _spec(
+        "famo",
+        "evens out the losses' rates of decrease, without task gradients",
+        "Liu et al. 2023",
+        "2306.03792",
+        needs="losses",
+        has="homogeneous permutation_equivariant scale_invariant convex",
+    ),
+    _spec(
+        "pbi",
+        "distance along a preferred ray of losses, and a penalty for leaving it",
+        "Zhang & Li 2007",
+        None,
+        needs="losses",
+        has="homogeneous permutation_equivariant",
+    ),
+    _spec(
+        "fairgrad",
+        "alpha-fair shares of progress",
+        "Ban & Ji 2024",
+        "2402.15638",
+        needs="gram",
+        has="non_conflicting descent permutation_equivariant scale_invariant",
+    ),
+    _spec(
+        "dualproj",
+        "preferred combination, projected on the dual cone",
+        "Lopez-Paz & Ranzato 2017",
+        "1706.08840",
+        needs="gram",
+        has="non_conflicting homogeneous permutation_equivariant mean_without_conflict",
+    ),
+    _spec(
+        "config",
+        "equal cosines, and the length on which the gradients agree",
+        "Liu et al. 2024",
+        "2408.11104",
+        needs="gram",
+        has="homogeneous permutation_equivariant scale_invariant",
+    ),
+    _spec(
+        "gradvac",
+        "raises cosines to their running averages",
+        "Wang et al. 2020",
+        "2010.05874",
+        needs="gram key",
+        has="homogeneous",
+    ),
+    _spec(
+        "krum",
+        "the gradients nearest to their neighbours",
+        "Blanchard et al. 2017",
+        "1703.02757",
+        needs="gram",
+        has="homogeneous permutation_equivariant convex",
+    ),
+    _spec(
+        "trimmed_mean",
+        "mean of every coordinate without its extremes",
+        "Yin et al. 2018",
+        "1803.01498",
+        needs="gradients",
+        has="homogeneous permutation_equivariant",
+    ),
+    _spec(
+        "pcd",
+        "one primary task, guaranteed progress of the others",
+        "Varam et al. 2026",
+        "2606.29521",
+        needs="gram",
+        has="homogeneous",
+    ),
+    _spec(
+        "cr_mogm",
+        "any weighting's weights, smoothed (MGDA's by default)",
+        "Zhou et al. 2022 (NeurIPS)",
+        None,
+        needs="gram",
+        has="homogeneous permutation_equivariant convex",
+    ),
+    _spec(
+        "modo",
+        "weights that follow MGDA's problem on independent batches",
+        "Chen et al. 2023",
+        "2305.20057",
+        needs="gram batches",
+        has="permutation_equivariant convex",
+    ),
+    _spec(
+        "sdmgrad",
+        "the same, pulled towards a direction",
+        "Xiao et al. 2023",
+        "2305.18409",
+        needs="gram batches",
+        has="homogeneous permutation_equivariant convex",
+    ),
+    _spec(
+        "moco",
+        "follows averaged gradients and MGDA's problem",
+        "Fernando et al. 2022",
+        "2210.12624",
+        needs="losses gradients memory",
+        has="permutation_equivariant convex",
+    ),
+    _spec(
+        "db_mtl",
+        "log-losses, and averaged gradients of equal length",
+        "Lin et al. 2023",
+        "2308.12029",
+        needs="losses gradients memory",
+        has="homogeneous permutation_equivariant scale_invariant",
+    ),
+    _spec(
+        "excess_mtl",
+        "weight goes where the excess risk is largest",
+        "He et al. 2024",
+        "2402.02009",
+        needs="gradients memory",
+        has="homogeneous permutation_equivariant",
+    ),
+    _spec(
+        "auto_lambda",
+        "weights whose look-ahead step helps held-out losses",
+        "Liu et al. 2022",
+        "2202.03091",
+        needs="gram batches",
+        has="permutation_equivariant convex",
+    ),
+    _spec(
+        "moml",
+        "the same, by MGDA over the held-out losses",
+        "Ye et al. 2021",
+        "2102.07121",
+        needs="gram batches",
+        has="permutation_equivariant convex",
     ),
 )
 

@@ -103,7 +103,8 @@ def state_shardings(state: Any, params: ArrayTree, shardings: ArrayTree) -> Any:
 
     A leaf that mirrors a parameter, that is, whose path ends with the parameter's path and
     whose shape is the parameter's (the parameters themselves, moments, averages), is
-    sharded like it; everything else is replicated. This also holds inside
+    sharded like it, also with one more axis in front (averages of task gradients, ``(T,
+    *p)``); everything else is replicated. This also holds inside
     ``optax.partition`` and ``optax.masked``, whose states lack some parameters.
 
     Args:
@@ -140,6 +141,8 @@ def state_shardings(state: Any, params: ArrayTree, shardings: ArrayTree) -> Any:
             shape, sharding = by_path.get(path[start:], (None, None))
             if sharding is not None and shape == jnp.shape(leaf):
                 return sharding
+            if sharding is not None and shape == jnp.shape(leaf)[1:]:
+                return NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
         return replicated
 
     return jax.tree_util.tree_map_with_path(sharding_of, state)

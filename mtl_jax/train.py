@@ -133,10 +133,11 @@ def make_train_step(
         updates, opt_state = transformation.update(
             task_grads, state.opt_state, state.params, losses=losses
         )
+        marks = tree.resolve_heads(heads, task_grads)
         record = StepRecord(
             losses=losses,
             weights=_weights(opt_state, losses),
-            cosines=_cosines(tree.gram(_shared(task_grads, heads))),
+            cosines=tree.cosines(tree.gram(tree.shared_leaves(task_grads, marks))),
         )
         new_state = state._replace(
             params=optax.apply_updates(state.params, updates),
@@ -190,7 +191,7 @@ def make_combined_step(source: CombinedGrad, tx: optax.GradientTransformation) -
         record = StepRecord(
             losses=losses,
             weights=source_state.aggregate.weights,
-            cosines=_cosines(source_state.gram),
+            cosines=tree.cosines(source_state.gram),
         )
         new_state = state._replace(
             params=optax.apply_updates(state.params, updates),
@@ -235,16 +236,6 @@ def scan_steps(
     return lax.scan(body, state, indices)
 
 
-def _shared(task_grads: tree.StackedTree, heads: tree.HeadsSpec) -> list[Array]:
-    """The leaves that are not heads."""
-    marks = tree.resolve_heads(heads, task_grads)
-    leaves = jax.tree.leaves(task_grads)
-    if marks is None:
-        return leaves
-    pairs = zip(leaves, jax.tree.leaves(marks), strict=True)
-    return [leaf for leaf, is_head in pairs if not is_head]
-
-
 def _weights(opt_state: State, losses: Array) -> Array:
     """The last task weights in the state, or ones."""
 
@@ -254,9 +245,3 @@ def _weights(opt_state: State, losses: Array) -> Array:
         return named and jnp.shape(value) == losses.shape
 
     return optax.tree.get(opt_state, "weights", jnp.ones_like(losses), is_weights)
-
-
-def _cosines(gram: Array) -> Array:
-    norms = jnp.sqrt(jnp.diagonal(gram))
-    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-    return jnp.clip(gram * inverse[:, None] * inverse[None, :], -1, 1)

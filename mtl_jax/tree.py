@@ -102,6 +102,29 @@ def resolve_heads(heads: HeadsSpec, params: ArrayTree) -> ArrayTree | None:
     return marks
 
 
+def shared_leaves(updates: StackedTree, marks: ArrayTree | None) -> list[Array]:
+    """Returns the leaves that ``marks`` (from :func:`resolve_heads`) does not mark."""
+    leaves = jax.tree.leaves(updates)
+    if marks is None:
+        return leaves
+    pairs = zip(leaves, jax.tree.leaves(marks), strict=True)
+    return [leaf for leaf, is_head in pairs if not is_head]
+
+
+def stacked_zeros(
+    params: ArrayTree, num_tasks: int, heads: ArrayTree | None = None
+) -> StackedTree:
+    """Returns zeros ``(T, *p)``, at least float32; ``(1, *p)`` where ``heads`` marks."""
+
+    def leaf_zeros(leaf: Array, is_head: bool = False) -> Array:
+        dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+        return jnp.zeros((1 if is_head else num_tasks, *jnp.shape(leaf)), dtype)
+
+    if heads is None:
+        return jax.tree.map(leaf_zeros, params)
+    return jax.tree.map(leaf_zeros, params, heads)
+
+
 def _replicated(leaf: Array) -> NamedSharding | None:
     """Output sharding that explicit-axes meshes ask for; ``None`` everywhere else."""
     sharding = getattr(jax.typeof(leaf), "sharding", None)
@@ -162,6 +185,13 @@ def cross_gram(left: StackedTree, right: StackedTree) -> Array:
 
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return jnp.asarray(sum(leaf_gram(a, b) for a, b in pairs))
+
+
+def cosines(gram: Array) -> Array:
+    """Returns the cosines of a Gramian, ``(T, T)``, clipped; 0 with zero gradients."""
+    norms = jnp.sqrt(jnp.diagonal(gram))
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    return jnp.clip(gram * inverse[:, None] * inverse[None, :], -1, 1)
 
 
 def _symmetric(matrix: Array) -> Array:

@@ -17,7 +17,7 @@ from mtl_jax.train import (
     scan_steps,
 )
 from tests.helpers import jacobian_of, params_of, rows_of, slow_but, tree_of
-from tests.test_methods_common import CALLS
+from tests.test_methods_common import CALLS, quick
 
 NAMES = sorted(METHODS)
 WEIGHTINGS = [name for name in NAMES if METHODS[name].weighting]
@@ -70,7 +70,7 @@ def test_the_walk_sees_inner_jaxprs(x64):
 # -- 16-bit gradients ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES))
 def test_short_gradients_give_the_float32_update_rounded_once(name):
     """Both start from the same numbers and compute in float32; only the end differs."""
     tx = mtl_jax.build(name, 3)
@@ -100,7 +100,7 @@ def test_short_gradients_give_the_float32_update_rounded_once(name):
                 )
 
 
-@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
+@pytest.mark.parametrize("call", quick(CALLS))
 def test_nothing_is_computed_in_16_bits(call):
     """The only operation with a 16-bit result is the rounding of the update."""
     jaxpr = update_jaxpr(mtl_jax.build(call, 3), BFLOAT16)
@@ -264,7 +264,7 @@ def assert_all_float64(step, *arguments):
     assert any(FLOAT64 in dtypes_of(e) for e in equations(jaxpr))
 
 
-@pytest.mark.parametrize("call", slow_but(NAMES, CALLS))
+@pytest.mark.parametrize("call", quick(CALLS))
 def test_a_whole_step_is_float64_throughout(call, x64):
     """Source, method, Adam and record: no narrower number anywhere."""
     data, params, losses_fn = regression(FLOAT64)
@@ -322,7 +322,7 @@ def test_normalize_is_float64_throughout(kind, x64):
     assert_all_float64(update, grads, jnp.asarray(LOSSES, FLOAT64))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES))
 @pytest.mark.parametrize(
     "dtypes",
     [

@@ -22,6 +22,7 @@ from tests.sharded import (
     problem,
     sent,
 )
+from tests.test_methods_common import quick
 
 NAMES = sorted(mtl_jax.METHODS)
 
@@ -154,7 +155,7 @@ def check_equals_one_device(call, shape):
     assert sent(found, groups=over_data) == 3 * count(many.params, mesh, RULES) + 3
 
 
-@pytest.mark.parametrize("call", NAMES)
+@pytest.mark.parametrize("call", quick(NAMES))
 def test_every_method_equals_one_device(call, x64):
     del x64
     check_equals_one_device(call, (4, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -90,8 +91,12 @@ def dual_cone_weights(gram: Array, lower: Array) -> Solution:
     scale = jnp.max(jnp.abs(anchor), axis=0, keepdims=True)
     anchor = anchor / jnp.where(scale > 0, scale, 1)
 
-    excess, iterations = _active_set(cosines, anchor)
-    gradient = jnp.matmul(cosines, anchor + excess, precision="highest")
+    def gradient_at(excess: Array) -> Array:
+        return jnp.matmul(cosines, anchor + excess, precision="highest")
+
+    size = jnp.sum(jnp.abs(anchor), axis=0, keepdims=True)
+    excess, iterations = minimise_over_orthant(cosines, gradient_at, size)
+    gradient = gradient_at(excess)
     noise = eps**0.75 * jnp.sum(jnp.abs(anchor) + excess, axis=0, keepdims=True)
     slack = jnp.where(excess > 0, -jnp.abs(gradient), gradient)
     value = bounds + jnp.where(usable, excess * (scale / norms), 0)
@@ -103,15 +108,27 @@ def dual_cone_weights(gram: Array, lower: Array) -> Solution:
     )
 
 
-def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
-    """Minimises ``x'Cx + 2 x'Ca`` over ``x >= 0`` for each column ``a`` of ``anchor``."""
-    num_tasks, count = anchor.shape
+def minimise_over_orthant(
+    cosines: Array, gradient_at: Callable[[Array], Array], size: Array
+) -> tuple[Array, Array]:
+    """Minimises ``x'Cx + 2 x'h`` over ``x >= 0``, for many linear terms ``h`` at once.
+
+    Args:
+        cosines: ``C``, ``(T, T)``, unit diagonal.
+        gradient_at: ``x (T, K) -> Cx + h (T, K)``, computed as accurately as ``h`` allows.
+        size: ``(1, K)``, what rounding errors in ``h`` are relative to.
+
+    Returns:
+        ``x`` ``(T, K)`` and the number of shared steps. Where ``h`` is such that there is
+        no minimum, some entry of ``gradient_at(x)`` stays negative.
+    """
+    num_tasks, count = cosines.shape[0], size.shape[1]
     dtype = cosines.dtype
     eps = float(jnp.finfo(dtype).eps)
-    conflict_floor = 8 * eps * jnp.sum(jnp.abs(anchor), axis=0, keepdims=True)
+    conflict_floor = 8 * eps * size
     dependence_floor = 16 * eps
     max_iterations = 4 * num_tasks + 10
-    index = lax.broadcasted_iota(jnp.int32, anchor.shape, 0)
+    index = lax.broadcasted_iota(jnp.int32, (num_tasks, count), 0)
 
     def body(loop: _Loop) -> _Loop:
         tableau, column, scaled_column, diagonal, gradient, x, free, _, _ = loop
@@ -160,8 +177,8 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
     def unfinished(loop: _Loop) -> Array:
         return loop.moved & (loop.iterations < max_iterations)
 
-    gradient = jnp.matmul(cosines, anchor, precision="highest")
-    zeros = jnp.zeros_like(gradient)
+    zeros = jnp.zeros((num_tasks, count), dtype)
+    gradient = gradient_at(zeros)
     loop = lax.while_loop(
         unfinished,
         body,
@@ -180,8 +197,7 @@ def _active_set(cosines: Array, anchor: Array) -> tuple[Array, Array]:
 
     # The tableau holds minus the inverse on the free set: refine with a fresh gradient
     # (unless the loop was cut short, when the last sweep is missing).
-    fresh = jnp.matmul(cosines, anchor + loop.excess, precision="highest")
-    fresh = jnp.where(loop.free & ~loop.moved, fresh, 0)
+    fresh = jnp.where(loop.free & ~loop.moved, gradient_at(loop.excess), 0)
 
     def add_column(task: Array, total: Array) -> Array:
         column = jnp.where(index == task, loop.diagonal, loop.tableau[task])

@@ -120,7 +120,7 @@ def aggregate(
         tree.check_stacked(updates, num_tasks, marks)
         _check_head_weights(updates, marks, num_tasks, head_weights)
 
-        gram = tree.gram(_shared(updates, marks))
+        gram = tree.gram(tree.shared_leaves(updates, marks))
         cross = _cross_gram(updates, held_out, independent, marks, num_tasks)
         dtype = state.weights.dtype
         statistics, good = Statistics(gram, losses, cross, revisited_losses), None
@@ -198,16 +198,9 @@ def _cross_gram(
     for stack in pair:
         tree.check_stacked(stack, num_tasks, marks)
     left, right = pair
-    return tree.cross_gram(_shared(left, marks), _shared(right, marks))
-
-
-def _shared(updates: StackedTree, marks: ArrayTree | None) -> list[Array]:
-    """The leaves that are not heads."""
-    leaves = jax.tree.leaves(updates)
-    if marks is None:
-        return leaves
-    pairs = zip(leaves, jax.tree.leaves(marks), strict=True)
-    return [leaf for leaf, is_head in pairs if not is_head]
+    return tree.cross_gram(
+        tree.shared_leaves(left, marks), tree.shared_leaves(right, marks)
+    )
 
 
 def _only(updates: StackedTree, marks: ArrayTree | None) -> list[Array]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mtl_jax._types import (
     Array,
@@ -120,6 +121,45 @@ def from_solver(num_tasks: int, solve: Callable[[Statistics], Solution]) -> Weig
         return solution.value, SolverState(state.fallbacks + failed)
 
     return Weighting(init, update, num_tasks)
+
+
+def positive_or(weights: Array, losses: Array, safe: Array) -> Solution:
+    """``weights`` where all losses are positive, as logarithms need, else ``safe``."""
+    return guarded(weights, (losses > 0).all(), safe)
+
+
+def cross_gram_of(statistics: Statistics, num_tasks: int, method: str) -> Array:
+    """Returns the products with other batches' gradients, or the Gramian without them.
+
+    Raises:
+        ValueError: if both are missing or have another shape.
+    """
+    if statistics.cross_gram is None:
+        return gram_of(statistics, num_tasks, method)
+    return _checked("cross_gram", statistics.cross_gram, (num_tasks, num_tasks))
+
+
+def revisited_losses_of(statistics: Statistics, num_tasks: int, method: str) -> Array:
+    """Returns the previous batch's losses at the present parameters, or the losses."""
+    if statistics.revisited_losses is None:
+        return losses_of(statistics, num_tasks, method)
+    return _checked("revisited_losses", statistics.revisited_losses, (num_tasks,))
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradient: Array,
+    parameters: Array,
+    opt_state: State,
+) -> tuple[Array, State]:
+    """One step of the optimiser of a weighting's own trained parameters."""
+    step, opt_state = optimizer.update(gradient, opt_state, parameters)
+    return jnp.asarray(optax.apply_updates(parameters, step)), opt_state
+
+
+def through_softmax(gradient: Array, weights: Array) -> Array:
+    """Pulls a gradient back from the softmax ``weights`` to the logits."""
+    return weights * (gradient - jnp.sum(weights * gradient))
 
 
 def guarded(weights: Array, valid: Array, safe: Array) -> Solution:

@@ -17,7 +17,7 @@ from mtl_jax._types import (
     check_num_tasks,
     check_range,
 )
-from mtl_jax.weighting._base import gram_of, losses_of
+from mtl_jax.weighting._base import descend, gram_of, losses_of
 
 
 class GradnormState(NamedTuple):
@@ -102,8 +102,7 @@ def gradnorm(
 
         gradient = jax.grad(distance)(state.logits)
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-        step, opt_state = optimizer.update(gradient, state.opt_state)
-        logits = jnp.asarray(optax.apply_updates(state.logits, step))
+        logits, opt_state = descend(optimizer, gradient, state.logits, state.opt_state)
         if direct:
             logits = jnp.maximum(logits, 1e-3)
             logits = num_tasks * logits / logits.sum()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from mtl_jax._types import Solution, Statistics, Weighting
+from mtl_jax._types import Array, Solution, Statistics, Weighting
+from mtl_jax.solvers.pseudo import pseudo_solve
 from mtl_jax.solvers.scaling import scale_gram
 from mtl_jax.weighting._base import from_solver, gram_of, guarded
 
@@ -36,29 +37,26 @@ def imtl_g(num_tasks: int) -> Weighting:
     """
 
     def solve(statistics: Statistics) -> Solution:
-        scaled = scale_gram(gram_of(statistics, num_tasks, "imtl_g"))
-        values, vectors = jnp.linalg.eigh(scaled.cosines)
-        threshold = num_tasks * jnp.finfo(values.dtype).eps * jnp.max(values)
-        kept = values > threshold
-        inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-        ones = scaled.nonzero.astype(values.dtype)
-        solution = vectors @ (inverse * (vectors.T @ ones))
-        # One step of refinement on the range of C recovers the digits that eigh lost.
-        residual = ones - scaled.cosines @ solution
-        solution = solution + vectors @ (inverse * (vectors.T @ residual))
-        # What C maps to zero. Where it is a convex combination of the tasks, that
-        # combination vanishes: the point is Pareto stationary.
-        null = ones - vectors @ (kept * (vectors.T @ ones))
-        size = jnp.sqrt(jnp.sum(jnp.square(null)))
-        stationary = (size > 1e-3) & (null >= -1e-3 * size).all()
-        solution = jnp.where(stationary, jnp.maximum(null, 0), solution)
-        unscaled = solution * scaled.inverse_norms
-        total, size = unscaled.sum(), jnp.abs(unscaled).sum()
-        regular = jnp.abs(total) > 8 * jnp.finfo(values.dtype).eps * size
-        weights = unscaled / jnp.where(regular, total, 1)
-        equal = jnp.full_like(weights, 1 / num_tasks)
-        weights = jnp.where(scaled.nonzero.any(), weights, equal)
-        valid = (regular | ~scaled.nonzero.any()) & scaled.finite
-        return guarded(weights, valid, equal)
+        return equal_cosines(gram_of(statistics, num_tasks, "imtl_g"))
 
     return from_solver(num_tasks, solve)
+
+
+def equal_cosines(gram: Array) -> Solution:
+    """Weights with sum 1 whose update has the same cosine with every task gradient."""
+    scaled = scale_gram(gram)
+    num_tasks = gram.shape[0]
+    solution, null = pseudo_solve(scaled, jnp.ones(num_tasks, gram.dtype))
+    # What C maps to zero. Where it is a convex combination of the tasks, that
+    # combination vanishes: the point is Pareto stationary.
+    size = jnp.sqrt(jnp.sum(jnp.square(null)))
+    stationary = (size > 1e-3) & (null >= -1e-3 * size).all()
+    solution = jnp.where(stationary, jnp.maximum(null, 0), solution)
+    unscaled = solution * scaled.inverse_norms
+    total, size = unscaled.sum(), jnp.abs(unscaled).sum()
+    regular = jnp.abs(total) > 8 * jnp.finfo(gram.dtype).eps * size
+    weights = unscaled / jnp.where(regular, total, 1)
+    equal = jnp.full_like(weights, 1 / num_tasks)
+    weights = jnp.where(scaled.nonzero.any(), weights, equal)
+    valid = (regular | ~scaled.nonzero.any()) & scaled.finite
+    return guarded(weights, valid, equal)

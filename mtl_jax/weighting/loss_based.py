@@ -19,7 +19,13 @@ from mtl_jax._types import (
     check_num_tasks,
     check_range,
 )
-from mtl_jax.weighting._base import from_solver, guarded, losses_of, static_weights
+from mtl_jax.weighting._base import (
+    descend,
+    from_solver,
+    losses_of,
+    positive_or,
+    static_weights,
+)
 
 
 def si(num_tasks: int, *, weights: Sequence[float] | Array | None = None) -> Weighting:
@@ -51,7 +57,7 @@ def si(num_tasks: int, *, weights: Sequence[float] | Array | None = None) -> Wei
         plain = jnp.asarray(given, losses.dtype)
         positive = losses > 0
         scaled = plain / jnp.where(positive, losses, 1)
-        return guarded(scaled, positive.all(), plain)
+        return positive_or(scaled, losses, plain)
 
     return from_solver(num_tasks, solve)
 
@@ -103,10 +109,9 @@ def uw(
         losses = losses_of(statistics, num_tasks, "uw")
         precisions = jnp.exp(-state.log_variances)
         gradient = 0.5 * (1 - precisions * losses.astype(precisions.dtype))
-        step, opt_state = optimizer.update(gradient, state.opt_state)
-        log_variances = optax.apply_updates(state.log_variances, step)
         weights = (0.5 * precisions).astype(losses.dtype)
-        return weights, UwState(jnp.asarray(log_variances), opt_state)
+        trained = descend(optimizer, gradient, state.log_variances, state.opt_state)
+        return weights, UwState(*trained)
 
     return Weighting(init, update, num_tasks)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from mtl_jax._types import (
     Array,
@@ -17,6 +16,7 @@ from mtl_jax._types import (
     check_num_tasks,
 )
 from mtl_jax.weighting._base import gram_of
+from mtl_jax.weighting._pairs import sweep_pairs
 
 
 class PcgradState(NamedTuple):
@@ -62,32 +62,13 @@ def pcgrad(num_tasks: int, *, reduction: str = "sum", seed: int = 0) -> Weightin
     def update(statistics: Statistics, state: State) -> tuple[Array, State]:
         gram = gram_of(statistics, num_tasks, "pcgrad")
         key, draw_key = jax.random.split(state.key)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, num_tasks))(
-            jax.random.split(draw_key, num_tasks)
-        )
-        norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
-        safe_norms = jnp.where(norms > 0, norms, 1)
-        cosines = gram / safe_norms[:, None] / safe_norms[None, :]
-        rows = _project_all(
-            cosines, orders
-        )  # in units of ||g_i|| and of unit gradients
-        weights = (rows * (norms[:, None] / safe_norms[None, :])).sum(axis=0)
+        weights, _ = sweep_pairs(gram, draw_key, _project, ())
         return factor * weights, PcgradState(key)
 
     return Weighting(init, update, num_tasks)
 
 
-def _project_all(cosines: Array, orders: Array) -> Array:
-    """Row ``i``: coefficients of :math:`g_i' / \\|g_i\\|` in the unit task gradients."""
-    num_tasks = cosines.shape[0]
-    tasks = jnp.arange(num_tasks)
-
-    def project(position: Array, rows: Array) -> Array:
-        others = orders[:, position]
-        products = jnp.sum(rows * cosines[others], axis=1)
-        conflict = (products < 0) & (others != tasks)
-        # A zero gradient has a zero row of cosines, hence never conflicts.
-        return rows.at[tasks, others].add(jnp.where(conflict, -products, 0))
-
-    eye = jnp.eye(num_tasks, dtype=cosines.dtype)
-    return lax.fori_loop(0, num_tasks, project, eye)
+def _project(others: Array, products: Array, sizes: Array, memory: Any) -> Any:
+    """Removes what points against the other task."""
+    del others, sizes
+    return jnp.where(products < 0, -products, 0), memory
