@@ -3,20 +3,31 @@
 from mtl_jax.models.census_mlp import CensusMLP, DenseEncoder
 from mtl_jax.models.conv import conv_pool
 from mtl_jax.models.functional import FunctionalModel, as_functional
+from mtl_jax.models.hard_sharing import HardSharing, Trunk
 from mtl_jax.models.heads import Heads
+from mtl_jax.models.kdmtl import KDMTL, distillation_losses
 from mtl_jax.models.lenet import Encoder, LeNet
 from mtl_jax.models.losses import accuracy, cross_entropy, mixed_errors, mixed_losses
+from mtl_jax.models.lsuv import lsuv
+from mtl_jax.models.mdmtn import MDMTN
 from mtl_jax.models.mini_lenet import MiniEncoder, MiniLeNet
+from mtl_jax.models.mtan import MTAN
 from mtl_jax.models.ray import RayChannels
 from mtl_jax.models.resnet import ResNet18, ResNet18Encoder
+from mtl_jax.models.row_layers import ConvBlock, RowDense
 from mtl_jax.models.transformer import TransformerClassifier, TransformerEncoder
 from mtl_jax.models.utkface import NamedHeads, UTKFaceNet
 
 __all__ = [
+    "KDMTL",
+    "MDMTN",
+    "MTAN",
     "CensusMLP",
+    "ConvBlock",
     "DenseEncoder",
     "Encoder",
     "FunctionalModel",
+    "HardSharing",
     "Heads",
     "LeNet",
     "MiniEncoder",
@@ -25,13 +36,17 @@ __all__ = [
     "RayChannels",
     "ResNet18",
     "ResNet18Encoder",
+    "RowDense",
     "TransformerClassifier",
     "TransformerEncoder",
+    "Trunk",
     "UTKFaceNet",
     "accuracy",
     "as_functional",
     "conv_pool",
     "cross_entropy",
+    "distillation_losses",
+    "lsuv",
     "mixed_errors",
     "mixed_losses",
 ]

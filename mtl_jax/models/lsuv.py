@@ -1,0 +1,165 @@
+"""Layer-sequential unit-variance initialisation of flax linen modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mtl_jax._types import Array, ArrayTree, State, check_range
+
+
+def lsuv(
+    module: nn.Module,
+    params: ArrayTree,
+    model_state: State,
+    batches: Any,
+    *,
+    tolerance: float = 0.1,
+    max_corrections: int = 11,
+    seed: int = 0,
+) -> ArrayTree:
+    """Starts a network with orthonormal kernels and layer outputs of unit deviation.
+
+    1. Every leaf called ``kernel`` becomes orthonormal (a factor of the thin SVD of a
+       Gaussian matrix with one row per output), the ``bias`` beside it zero.
+    2. Layer by layer, in the order of execution, in evaluation mode: while the standard
+       deviation of the layer's output differs from 1 by more than ``tolerance``, its
+       kernel is divided by that deviation.
+
+    The output is that of the layer's own ``__call__`` (``nn.Dense``, ``nn.Conv``, …), so
+    before pool and activation; of the fused layers of :mod:`mtl_jax.models` the
+    ``preactivation`` that they put into the collection ``intermediates``. Kernels stacked
+    per task (rank 3 or 5) count as separate layers.
+
+    Args:
+        module: any ``flax.linen.Module`` whose layers call their kernels ``kernel``.
+        params: its parameters, e.g. from ``as_functional(module).init``.
+        model_state: its other collections.
+        batches: a batch of inputs, or a function from the layer's number to one (a fresh
+            batch for each layer, as published).
+        tolerance: admitted distance of a deviation from 1.
+        max_corrections: bound on the corrections of a layer; 0 stops after the first part.
+        seed: of the Gaussian matrices.
+
+    Returns:
+        The new parameters.
+
+    Raises:
+        ValueError: if ``module`` is no linen module or has no kernels, or for numbers out
+            of range.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> module = nn.Dense(3)
+        >>> x = jax.random.normal(jax.random.key(0), (50, 8))
+        >>> params = lsuv(module, module.init(jax.random.key(1), x)["params"], {}, x)
+        >>> print(f"{module.apply({'params': params}, x).std():.3f}")
+        1.000
+
+    References:
+        Mishkin and Matas, *All you need is a good init*, 2016, arXiv:1511.06422
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"lsuv needs a flax.linen.Module, got {type(module).__name__}")
+    check_range("tolerance", tolerance, 0, open_low=True)
+    if max_corrections < 0:
+        raise ValueError(f"max_corrections must be at least 0, got {max_corrections}")
+    params = _orthonormal(params, np.random.default_rng(seed))
+    batch: Callable[[int], Any] = batches if callable(batches) else lambda _: batches
+    order, deviations = _watch(module, params, model_state, batch(0))
+    if not order:
+        raise ValueError("lsuv found no layer with a parameter called 'kernel'")
+    for index, path in enumerate(order):
+        x = batch(index)
+        for _ in range(max_corrections):
+            found = np.asarray(deviations(params, model_state, x)["/".join(path)])
+            far = np.abs(found - 1) > tolerance
+            if not far.any():
+                break
+            factor = np.where(far, 1 / (found + 1e-8), 1)
+            params = _scaled(params, path, factor)
+    return params
+
+
+def _watch(
+    module: nn.Module, params: ArrayTree, model_state: State, x: Any
+) -> tuple[list[tuple[str, ...]], Callable[..., dict[str, Array]]]:
+    """The layers in their order, and the jitted deviations of their outputs."""
+    takes_train = "train" in inspect.signature(type(module).__call__).parameters
+    flags: dict[str, Any] = {"train": False} if takes_train else {}
+    order: list[tuple[str, ...]] = []
+
+    def deviations(params: ArrayTree, model_state: State, x: Any) -> dict[str, Array]:
+        outputs: dict[tuple[str, ...], Any] = {}
+
+        def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            output = call(*args, **kwargs)
+            own = context.module.variables.get("params", {})
+            if context.method_name == "__call__" and _is_array(own.get("kernel")):
+                outputs.setdefault(context.module.path, output)
+            return output
+
+        with nn.intercept_methods(watch):
+            _, updated = module.apply(
+                {"params": params, **model_state}, x, mutable=["intermediates"], **flags
+            )
+        order[:] = outputs
+        return {
+            "/".join(path): _deviation(params, updated, path, output)
+            for path, output in outputs.items()
+        }
+
+    jax.eval_shape(deviations, params, model_state, x)
+    return list(order), jax.jit(deviations)
+
+
+def _deviation(
+    params: ArrayTree, updated: Any, path: tuple[str, ...], output: Any
+) -> Array:
+    node, inner = params, updated.get("intermediates", {})
+    for name in path:
+        node, inner = node[name], inner.get(name, {})
+    if "preactivation" in inner:
+        output = inner["preactivation"][0]
+    stacked = node["kernel"].ndim in (3, 5)
+    axes = tuple(range(1, output.ndim)) if stacked else None
+    return jnp.std(output, axis=axes)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "ndim")
+
+
+def _orthonormal(node: Any, rng: np.random.Generator) -> Any:
+    if not isinstance(node, dict):
+        return node
+    result = {name: _orthonormal(value, rng) for name, value in node.items()}
+    if not _is_array(node.get("kernel")):
+        return result
+    kernel = node["kernel"]
+    count = kernel.shape[0] if kernel.ndim in (3, 5) else 1
+    rest = kernel.size // (count * kernel.shape[-1])
+    draws = rng.normal(size=(count, kernel.shape[-1], rest))
+    left, _, right = np.linalg.svd(draws, full_matrices=False)
+    factor = right if kernel.shape[-1] <= rest else left
+    matrices = np.swapaxes(factor, 1, 2).reshape(kernel.shape)
+    result["kernel"] = jnp.asarray(matrices, kernel.dtype)
+    if "bias" in node:
+        result["bias"] = jnp.zeros_like(node["bias"])
+    return result
+
+
+def _scaled(node: Any, path: tuple[str, ...], factor: np.ndarray) -> Any:
+    if path:
+        name, *rest = path
+        return {**node, name: _scaled(node[name], tuple(rest), factor)}
+    kernel = node["kernel"]
+    shape = factor.shape + (1,) * (kernel.ndim - factor.ndim)
+    return {**node, "kernel": kernel * jnp.asarray(factor.reshape(shape), kernel.dtype)}
