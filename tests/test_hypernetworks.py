@@ -90,6 +90,25 @@ def test_adversarial_weights_are_on_the_simplex(num_tasks):
     np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
 
 
+def test_weights_in_single_precision():
+    """Norms over six decades and strong conflict: near the optimum, and feasible."""
+    cases = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        jacobian = jacobian_of(seed, 3) * 10 ** rng.uniform(-3, 3, (3, 1))
+        jacobian += rng.choice([-1, 1], (3, 1)) * rng.choice([0, 5]) * jacobian[:1]
+        ray, losses = rng.dirichlet(np.ones(3)) + 1e-3, rng.uniform(0.1, 3, 3)
+        cases.append(((jacobian @ jacobian.T).astype("f4"), losses, ray / ray.sum()))
+    stacked = [np.stack(part).astype("f4") for part in zip(*cases, strict=True)]
+    found = np.asarray(jax.jit(jax.vmap(pareto.epo_weights))(*stacked), np.float64)
+    for weights, case in zip(found, cases, strict=True):
+        expected, (objective, matrix, bounds), _ = reference.weights(*case)
+        size = np.abs(objective) @ expected
+        assert objective @ weights >= objective @ expected - 1e-2 * size
+        slack = matrix @ weights - bounds
+        assert (slack >= -1e-4 * (np.abs(matrix) @ weights)).all()
+
+
 def test_input_that_is_not_finite_gives_the_ray():
     weights = jax.jit(pareto.epo_weights)
     ray, nan = jnp.array([1.0, 3.0]), jnp.nan

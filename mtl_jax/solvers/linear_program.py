@@ -81,8 +81,8 @@ def maximise_on_vertices(
     points = jnp.maximum(points, 0)
 
     values = jnp.where(solved, points @ objective, -jnp.inf)
-    rounding = eps * jnp.max(jnp.where(solved, points @ jnp.abs(objective), 0))
-    best = solved & (values >= jnp.max(values) - rounding)
+    rounding = eps * (points @ jnp.abs(objective))
+    best = solved & (values + rounding >= jnp.max(values - rounding))
     count = jnp.sum(best)
     mean = best.astype(dtype) @ points / jnp.maximum(count, 1)
     return Solution(
