@@ -13,7 +13,7 @@ from rich.table import Table
 import mtl_jax
 from mtl_jax import registry
 
-HEADS = ("method", "what it does", "paper", "needs", "properties")
+HEADS = ("method", "what it does", "paper", "needs", "properties", "cost")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def run(config: MethodsConfig) -> None:
 
 
 def registry_rows(links: bool = False) -> list[list[str]]:
-    """Name, summary, paper, needs and properties of each method.
+    """Name, summary, paper, needs, properties and cost of each method.
 
     Args:
         links: whether names and papers are Markdown links to the source and to arXiv.
@@ -60,6 +60,7 @@ def registry_rows(links: bool = False) -> list[list[str]]:
             _paper(spec, links),
             ", ".join(sorted(spec.needs)) or "-",
             ", ".join(sorted(spec.properties)).replace("_", " ") or "-",
+            spec.cost,
         ]
         for spec in mtl_jax.METHODS.values()
     ]
