@@ -1,6 +1,14 @@
 """Data sets as NumPy arrays, and analytic problems."""
 
 from mtl_jax.data.census import TabularData, TabularSplit, load_census
+from mtl_jax.data.cifar10_mnist import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    load_cifar10_mnist,
+    overlay_digits,
+    random_rotation,
+    rotate,
+)
 from mtl_jax.data.digits import BASES, DigitHalves, Digits, load_digits
 from mtl_jax.data.multi_mnist import (
     MEAN,
@@ -18,6 +26,8 @@ from mtl_jax.data.zdt2 import zdt2_front, zdt2_losses, zdt2_pareto_point, zdt2_s
 
 __all__ = [
     "BASES",
+    "CIFAR_MEAN",
+    "CIFAR_STD",
     "CONSTRUCTIONS",
     "MEAN",
     "STD",
@@ -33,10 +43,14 @@ __all__ = [
     "TabularSplit",
     "compose",
     "load_census",
+    "load_cifar10_mnist",
     "load_digits",
     "load_multi_mnist",
     "load_multi_mnist_3",
     "load_utkface",
+    "overlay_digits",
+    "random_rotation",
+    "rotate",
     "standardize",
     "toy_losses",
     "toy_pareto_set",

@@ -58,7 +58,7 @@ def lsuv(
         >>> import jax, jax.numpy as jnp
         >>> from flax import linen as nn
         >>> module = nn.Dense(3)
-        >>> x = jax.random.normal(jax.random.key(0), (50, 8))
+        >>> x = 5 * jax.random.normal(jax.random.key(0), (50, 8))
         >>> params = lsuv(module, module.init(jax.random.key(1), x)["params"], {}, x)
         >>> print(f"{module.apply({'params': params}, x).std():.3f}")
         1.000
