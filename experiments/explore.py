@@ -110,6 +110,8 @@ class ExploreConfig:
     """Examples of the Hessian-vector products, one batch per step."""
     gradient_batches: int | None = None
     """Batches averaged for the gradients; default: a quarter of an epoch."""
+    efficiency_starts: tuple[int, ...] = ()
+    """Starts that the part `efficiency` widens; default: the one in the middle."""
     ablation: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     """Numbers of MINRES iterations compared."""
 

@@ -70,13 +70,17 @@ class _Study:
         self, problem: NetworkProblem, config: ExploreConfig, folder: Path
     ) -> None:
         self.problem, self.config, self.folder = problem, config, folder
-        explore_point.sizes(
-            problem, config
-        )  # names bad ones before anything is trained
+        # Names bad sizes and starts before anything is trained.
+        explore_point.sizes(problem, config)
         self.store = Store(folder, config.resume)
         self.training = Training(problem, config)
         self.weights = start_weights(problem.num_tasks, config)
         self.middle = len(self.weights) // 2
+        if not set(config.efficiency_starts) <= set(range(len(self.weights))):
+            raise ValueError(
+                f"efficiency_starts must be numbers of the {len(self.weights)} starts, "
+                f"0 to {len(self.weights) - 1}, got {config.efficiency_starts}"
+            )
         self.tools = Tools(problem, config)
 
     def run(self) -> Record:
@@ -111,9 +115,6 @@ class _Study:
         makers = {
             "necessity": lambda: explore_studies.necessity(self.tools, config, middle),
             "ablation": lambda: explore_studies.ablation(self.tools, config, middle),
-            "efficiency": lambda: explore_efficiency.efficiency(
-                self.training, config, self.weights, self.middle, middle, traces
-            ),
             "solver": lambda: explore_solver.compare(self.tools, config, middle),
         }
         for name, make in makers.items():
@@ -121,6 +122,11 @@ class _Study:
                 self._say(name)
                 made = self.store.part(name, make)
                 summary[name] = {"start": self.middle, **made}
+        if "efficiency" in config.parts:
+            numbers = config.efficiency_starts or (self.middle,)
+            summary["efficiency"] = [
+                self._efficiency(number, params[number], traces) for number in numbers
+            ]
         summary["spent"] = _total(summary)
         return summary
 
@@ -187,6 +193,15 @@ class _Study:
             ],
         }
 
+    def _efficiency(self, number: int, params: Any, traces: list[Record]) -> Record:
+        def make() -> Record:
+            self._say(f"efficiency from start {number}")
+            return explore_efficiency.efficiency(
+                self.training, self.config, self.weights, number, params, traces
+            )
+
+        return {"start": number, **self.store.part(f"efficiency{number}", make)}
+
     def _front(self, initial: Any) -> Record:
         config, problem = self.config, self.problem
         betas = explore_traces.directions(problem.num_tasks, config.betas)
@@ -217,9 +232,10 @@ def _total(summary: Record) -> Record:
     spent += [part["spent"] for part in summary.get("trace", {}).get("starts", [])]
     spent += [
         summary[name]["spent"]
-        for name in ("front", "necessity", "ablation", "efficiency")
+        for name in ("front", "necessity", "ablation")
         if name in summary
     ]
+    spent += [part["spent"] for part in summary.get("efficiency", [])]
     return {
         name: round(sum(part[name] for part in spent), 1)
         for name in ("equivalents", "seconds")

@@ -182,9 +182,16 @@ def _limits(axes: Axes, lines: list[Record], name: str, pair: tuple[int, int]) -
 
 
 def _efficiency(summary: Record) -> Figure:
-    part = summary["efficiency"]
-    figure = new_figure(10.4, 4.2)
-    panels = figure.subplots(1, 2)
+    """One row per start: hypervolume against cost, and where the points lie."""
+    parts = summary["efficiency"]
+    figure = new_figure(10.4, 4.2 * len(parts))
+    rows = figure.subplots(len(parts), 2, squeeze=False)
+    for panels, part in zip(rows, parts, strict=True):
+        _efficiency_row(panels, part, summary["tasks"])
+    return figure
+
+
+def _efficiency_row(panels: np.ndarray, part: Record, tasks: list[str]) -> None:
     colours = dict(zip(part["ways"], (ORANGE, BLUE, GREEN), strict=True))
     costs = [0, *(row["equivalents"] for row in part["rows"])]
     for way, colour in colours.items():
@@ -195,10 +202,11 @@ def _efficiency(summary: Record) -> Figure:
         panels[1].plot(*points.T, "o", color=colour, markersize=4, label=way)
     panels[1].plot(*part["start"]["test_losses"], "*", color=BLACK, markersize=12)
     panels[0].set(xlabel="gradient-equivalents", ylabel="hypervolume (test losses)")
-    tasks = summary["tasks"]
+    panels[0].set_title(
+        f"from the start with weights {part['start_weights'][0]:.2g}, ..."
+    )
     panels[1].set(xlabel=f"{tasks[0]} test loss", ylabel=f"{tasks[1]} test loss")
     panels[0].legend(fontsize=8)
-    return figure
 
 
 def _ablation(summary: Record) -> Figure:

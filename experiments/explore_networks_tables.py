@@ -18,7 +18,7 @@ def tables(summary: Record) -> list[Table]:
         "trace": lambda part: [_traces(summary, part), _coverage(part)],
         "front": lambda part: [_front(part)],
         "necessity": lambda part: [_necessity(summary, part)],
-        "efficiency": lambda part: [_efficiency(part)],
+        "efficiency": lambda parts: [_efficiency(part) for part in parts],
         "ablation": lambda part: [_ablation(part)],
         "solver": lambda part: [_solver(part)],
     }

@@ -157,7 +157,7 @@ def test_more_iterations_solve_better(finished):
 
 
 def test_budgets_are_equal(finished):
-    part = finished[1]["efficiency"]
+    (part,) = finished[1]["efficiency"]
     assert [row["steps"] for row in part["rows"]] == [1, 2]
     cost = round(part["equivalents_per_step"])
     assert part["spent"]["gradients"] == 2 * cost * (2 + 1 + 2)
