@@ -40,7 +40,8 @@ NOTES = {
     "hypervolume_scores": "volume between the origin and the scores; one is perfect",
     "hypervolume_losses": "volume between the losses and the point (1, 1, ...)",
     "ends": "score of each task at that task's vertex; of points, the score itself",
-    "monotonicity": "share of the pairs of points in which more weight is less loss",
+    "monotonicity": "share of the pairs of points in which more weight is less loss; "
+    "COSMOS' cosine asks for the opposite: losses in proportion to the ray",
     "own_statistics": "batch statistics computed anew at every point, not shared",
     "pull_backs": "backward passes of one network, all steps together",
     "selection": "none: the networks after the last step, on the test split",

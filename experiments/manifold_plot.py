@@ -99,15 +99,17 @@ def _draw_run(
 
 
 def _limits(axes: Axes, runs: list[Record], name: str, pair: tuple[int, int]) -> None:
-    """A front's far ends would squeeze what is compared: show its better two thirds."""
-    fronts = np.concatenate([np.array(run[name])[:, pair] for run in runs])
+    """Limits that show the runs' best compromises; far ends, and runs that are worse by
+    far than most, may lie outside."""
     sign = 1 if name == "scores" else -1
-    for k, limits in enumerate((axes.set_xlim, axes.set_ylim)):
-        values = sign * fronts[:, k]
-        best = values.max()
-        # Anything worse than ten times the median distance from the best is an outlier.
-        typical = np.median(best - values)
-        low = max(values.min(), best - max(6 * typical, 1e-3))
-        room = 0.06 * (best - low) or 1e-3
-        ends = sign * (low - room), sign * (best + room)
-        limits(min(ends), max(ends))
+    fronts = [sign * np.array(run[name])[:, pair] for run in runs]
+    knees = np.array([points[points.sum(1).argmax()] for points in fronts])
+    values = np.concatenate(fronts)
+    best = values.max(0)
+    behind = best - knees
+    near = (behind <= 6 * np.median(behind, axis=0) + 1e-9).all(1)
+    reach = np.maximum(3 * behind[near].max(0), 1e-3)
+    low = np.maximum(values.min(0), best - reach)
+    room = np.maximum(0.06 * (best - low), 1e-4)
+    ends = np.sort(sign * np.stack([low - room, best + room]), axis=0)
+    axes.set(xlim=ends[:, 0], ylim=ends[:, 1])
