@@ -11,7 +11,7 @@ import pytest
 )
 def test_heavy_packages_are_imported_lazily(statement):
     heavy = ["flax", "jaxopt", "tensorflow", "tensorflow_datasets", "orbax", "mlxtend"]
-    heavy += ["moocore"]
+    heavy += ["moocore", "sklearn"]
     code = f"{statement}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -30,6 +30,7 @@ HEAVY = {
     "moocore": "metrics/",
     "orbax": "storage.py",
     "PIL": "data/",
+    "sklearn": "sparsity/clusters.py",
 }
 
 
