@@ -96,8 +96,11 @@ def read_kernel(
     """The parameter ``kernel`` and the inputs that it applies to.
 
     Where the parameters are compressed, those are the inputs whose rows are not zero, and
-    the kernel is gathered from the stored rows. That is exact, and faster than to add
-    inputs that share a row: a gather of rows costs less than a scatter of inputs.
+    the kernel is gathered from the stored rows: the products are the masked network's, so
+    that the outputs agree to rounding (3e-8 for the monitored network). Adding up the
+    inputs that share a row sums in another order; for 2880 inputs, 1238 live and 413
+    different rows it takes 0.6 ms for 256 examples, the gather 0.9 and the masked layer
+    0.8, out of some 36 for the whole network, which are its convolutions'.
     """
     if not module.has_variable("params", "kernel_inputs"):
         return x, module.param("kernel", init, shape, dtype)
