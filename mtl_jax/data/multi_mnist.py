@@ -147,8 +147,8 @@ def load_multi_mnist_3(
     Three digits on one canvas, top left, bottom centre and top right, see
     :func:`mtl_jax.data.recipes.compose_three`. Base images are split before they are put
     together; those at the top left go round in random order, the others are drawn with
-    repetition. (The release draws distinct triples of the whole set, so that one base
-    image may be in two splits.)
+    repetition. (The release splits the pictures instead, so that a base image may be in
+    training and validation ones, and draws all three with repetition.)
 
     Args:
         data_dir: folder of the full MNIST, see :func:`load_digits`; ``None`` for the
