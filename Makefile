@@ -12,8 +12,8 @@ run: $(READY)  ## Train and compare the methods on the embedded digits
 test: $(READY)  ## The default test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: $(READY)  ## The tests that take minutes
-	$(BIN)/python -m pytest -m slow
+test-slow: $(READY)  ## The tests that take minutes, compiled as users' programs are
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -m slow
 
 lint: $(READY)  ## Lint, format check and static types
 	$(BIN)/ruff check
