@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 # Most of the suite's time is XLA's: code that runs once need not be optimised.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 
 import hypothesis
 import jax
