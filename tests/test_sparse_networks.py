@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import mtl_jax
 from mtl_jax import sparsity
 
 
@@ -220,3 +221,52 @@ def test_compression_of_extreme_layers():
         sparsity.expand(mixed, {"kernel": np.zeros((3, 6))})
     with pytest.raises(ValueError, match="in dictionaries"):
         sparsity.compress([np.zeros((9, 4), np.float32)], lambda path: True)
+
+
+# --- all together ---------------------------------------------------------------------
+
+
+def test_sparsity_as_an_objective_of_chebyshev():
+    """Two tasks read four of twelve inputs: the other rows vanish, by their multiplier."""
+    rng = np.random.default_rng(9)
+    x = jnp.asarray(8 * np.linalg.qr(rng.normal(size=(64, 12)))[0], jnp.float32)
+    truth = np.zeros((12, 2))
+    truth[[1, 4, 5, 10]] = rng.uniform(1, 2, size=(4, 2))
+    y = x @ jnp.asarray(truth, jnp.float32)
+    y = y + jnp.asarray(0.1 * rng.normal(size=y.shape), jnp.float32)
+
+    def losses_fn(params):
+        tasks = jnp.mean((x @ params["dense"]["kernel"] - y) ** 2, axis=0)
+        # The proximal step stands for this gradient.
+        sparsity_loss = jax.lax.stop_gradient(sparsity.growl_loss(params, scale=0.1))
+        return jnp.concatenate([sparsity_loss[None], tasks])
+
+    tx = optax.chain(
+        mtl_jax.chebyshev_al(3, importance=(0.1, 0.45, 0.45), every=25, penalty=1.0),
+        optax.sgd(0.2),
+        sparsity.growl(0.2, scale=0.1),
+    )
+    params = {"dense": {"kernel": jnp.asarray(rng.normal(size=(12, 2)), jnp.float32)}}
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            losses, grads = mtl_jax.value_and_task_grads(losses_fn)(params)
+            # The weight of the step before: this step's is not known to the caller.
+            weight = optax.tree.get(state, "weights")[0]
+            updates, state = tx.update(
+                grads, state, params, losses=losses, sparsity_weight=weight
+            )
+            return (optax.apply_updates(params, updates), state), losses
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=400)
+
+    (params, state), losses = train(params)
+    zero = np.asarray(sparsity.zero_rows(params)["dense/kernel"])
+    np.testing.assert_array_equal(zero, ~truth.any(axis=1))
+    assert float(optax.tree.get(state, "row_sparsity")) == pytest.approx(8 / 12)
+    multipliers = np.asarray(optax.tree.get(state, "multipliers"))
+    assert (multipliers > 0.01).all()
+    h = np.array([0.1, 0.45, 0.45]) * np.asarray(losses)[-1]
+    assert np.ptp(h) < 0.05 * h.max()  # all three constraints are active, hence equal
