@@ -38,7 +38,7 @@ def conflict(config=TINY):
     """Two opposed questions about 256 rows, and a perceptron of four hidden units."""
     rng = np.random.default_rng(0)
     inputs = np.float32(rng.normal(size=(256, 5)))
-    answers = inputs @ np.float32([1, 0.5, 0, 0, 0]) > 0
+    answers = inputs @ np.array([1, 0.5, 0, 0, 0]) > 0
     # One row in five answers both questions alike: no network has both right.
     other = np.where(rng.random(256) < 0.8, ~answers, answers)
     split = Examples(inputs, (np.int32(answers), np.int32(other)))
@@ -361,6 +361,17 @@ def test_pillow_shrinks_alike(side, kernel, name):
         np.testing.assert_allclose(small, np.clip(whole, 0, 255), atol=0.501)
 
 
+def test_interpolation_without_antialiasing():
+    ramp = np.zeros((1, 42, 42), np.uint8) + np.arange(0, 168, 4, dtype=np.uint8)
+    found = recipes.shrink_smoothly(ramp, 28, recipes.triangle, antialias=False)
+    # Centres lie at 0.25, 1.75, 3.25, ... pixels: 3/4 of one neighbour, 1/4 of the other.
+    np.testing.assert_array_equal(found[0, 0], 6 * np.arange(28) + 1)
+    spike = np.zeros((1, 42, 42), np.uint8)
+    spike[0, 0, 0] = 160
+    small = recipes.shrink_smoothly(spike, 28, recipes.triangle, antialias=False)[0]
+    assert small[0, 0] == 90 and np.count_nonzero(small) == 1
+
+
 def test_three_digits_lie_where_they_are_said_to():
     blank = np.zeros((2, 28, 28), np.uint8)
     full = np.full((2, 28, 28), 200, np.uint8)
@@ -368,7 +379,7 @@ def test_three_digits_lie_where_they_are_said_to():
     for place, (row, column) in enumerate(((0, 0), (14, 7), (0, 14))):
         images = [blank] * 3
         images[place] = full
-        picture = compose_three(tuple(images))[0]
+        picture = compose_three((images[0], images[1], images[2]))[0]
         rows, columns = (np.flatnonzero(picture.max(axis) > 100) for axis in (1, 0))
         for found, start in ((rows, row), (columns, column)):
             assert abs(found[0] - 2 / 3 * start) < 1

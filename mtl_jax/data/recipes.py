@@ -70,7 +70,8 @@ def compose_three(images: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarr
     """Pastes three images top left, bottom centre and top right, pixelwise maximum.
 
     The recipe of Pareto manifold learning's MultiMNIST-3 (arXiv 2210.09759): a canvas of
-    42x42 pixels, shrunk to 28x28 by Pillow's bilinear filter.
+    42x42 pixels, shrunk to 28x28 by bilinear interpolation without anti-aliasing (that of
+    tensors in the torchvision it names). There the pixels stay floats.
 
     Args:
         images: three arrays, uint8 (N, 28, 28).
@@ -87,7 +88,7 @@ def compose_three(images: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarr
         for each, (row, column) in zip(images, CORNERS_OF_THREE, strict=True):
             window = canvas[:, row : row + 28, column : column + 28]
             np.maximum(window, each[part], out=window)
-        made[part] = shrink_smoothly(canvas, 28, triangle)
+        made[part] = shrink_smoothly(canvas, 28, triangle, antialias=False)
     return made
 
 
@@ -174,14 +175,19 @@ def _bilinear_matrix(size: int) -> np.ndarray:
 
 
 def shrink_smoothly(
-    canvas: np.ndarray, size: int, kernel: Callable[[np.ndarray], np.ndarray]
+    canvas: np.ndarray,
+    size: int,
+    kernel: Callable[[np.ndarray], np.ndarray],
+    antialias: bool = True,
 ) -> np.ndarray:
-    """Shrinks as Pillow does: a kernel as wide as the reduction, cut at the border.
+    """Shrinks by a separable kernel that is cut at the border.
 
     Args:
         canvas: uint8 (N, C, C).
         size: side of the result.
         kernel: :func:`bicubic` or :func:`triangle`.
+        antialias: whether the kernel is as wide as the reduction, as in Pillow; else it
+            interpolates between neighbours, as PyTorch does by default.
 
     Returns:
         uint8 (N, size, size), rounded and clipped.
@@ -189,7 +195,8 @@ def shrink_smoothly(
     factor = canvas.shape[1] / size
     centres = (np.arange(size) + 0.5) * factor
     pixels = np.arange(canvas.shape[1]) + 0.5
-    weights = kernel((pixels[None, :] - centres[:, None]) / factor)
+    width = factor if antialias else 1
+    weights = kernel((pixels[None, :] - centres[:, None]) / width)
     matrix = weights / weights.sum(1, keepdims=True)
     smooth = matrix @ canvas.astype(np.float64) @ matrix.T
     return np.rint(smooth).clip(0, 255).astype(np.uint8)
