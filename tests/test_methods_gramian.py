@@ -12,7 +12,7 @@ import pytest
 
 import mtl_jax
 from mtl_jax import Statistics, solvers
-from tests.helpers import slow_but
+from tests.helpers import adversarial_jacobians, slow_but
 from tests.references import cone as cone_reference
 from tests.references import nash as nash_reference
 from tests.references import rules
@@ -27,6 +27,7 @@ STATIONARY = np.array([[1.0, 0, 0, 0], [-2, 0, 0, 0], [0, 0, 0, 0]])
 # Two tasks are three of which one has no gradient.
 PADDED = np.pad(TWO, ((0, 1), (0, 1)))
 JACOBIANS = np.array([PADDED, THREE, STATIONARY, *RANDOM])
+ADVERSARIAL = np.array([j for _, j in adversarial_jacobians(4) if len(j) == 3])
 ALPHAS = (0.5, 1, 2, 5)
 CALLS = (
     "dualproj",
@@ -50,12 +51,20 @@ def weights_of_all():
         }
 
     with jax.enable_x64(True):
-        grams = jnp.asarray(JACOBIANS @ JACOBIANS.transpose(0, 2, 1))
+        rows = np.concatenate([JACOBIANS, ADVERSARIAL])
+        grams = jnp.asarray(rows @ rows.transpose(0, 2, 1))
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(all_of))(grams))
 
 
 def updates(call):
-    return np.einsum("bt,btp->bp", weights_of_all()[call], JACOBIANS)
+    return np.einsum("bt,btp->bp", weights_of_all()[call][: len(JACOBIANS)], JACOBIANS)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_breaks_on_adversarial_gradients(call):
+    weights = weights_of_all()[call][len(JACOBIANS) :]
+    assert len(weights) >= 9 and np.isfinite(weights).all()
+    assert np.isfinite(np.einsum("bt,btp->bp", weights, ADVERSARIAL)).all()
 
 
 GOLDEN_UPDATES = {

@@ -14,6 +14,7 @@ import pytest
 
 import mtl_jax
 from mtl_jax import Statistics
+from tests.helpers import adversarial_jacobians
 from tests.references import rules
 
 STEPS, WIDTH = 12, 5
@@ -79,8 +80,8 @@ UPDATES = {
 
 
 @functools.cache
-def replayed_weights():
-    """Weights ``(STEPS, 3)`` of all weightings by call, in float64."""
+def program_of_weights():
+    """``(grams, losses, products, revisited) -> weights, last states`` by call."""
     calls = [*WEIGHTS, *UPDATES_OF_WEIGHTS]
     weightings = {call: mtl_jax.build_weighting(call, 3) for call in calls}
 
@@ -92,16 +93,16 @@ def replayed_weights():
             c: w for c, (w, _) in pairs.items()
         }
 
-    with jax.enable_x64(True):
+    def run(inputs):
         states = {call: weighting.init() for call, weighting in weightings.items()}
-        inputs = tuple(map(jnp.asarray, (GRAMS, LOSSES, PRODUCTS, REVISITED)))
-        found = jax.jit(lambda s, x: jax.lax.scan(step, s, x)[1])(states, inputs)
-        return jax.tree.map(np.asarray, found)
+        return jax.lax.scan(step, states, inputs)
+
+    return jax.jit(run)
 
 
 @functools.cache
-def replayed_updates():
-    """Updates ``(STEPS, WIDTH)`` of the methods on whole gradients, in float64."""
+def program_of_updates():
+    """``(jacobians, losses) -> updates, last states`` of methods on whole gradients."""
     methods = {call: mtl_jax.build(call, 3) for call in UPDATES}
 
     def step(states, inputs):
@@ -113,11 +114,51 @@ def replayed_updates():
             c: u for c, (u, _) in pairs.items()
         }
 
-    with jax.enable_x64(True):
+    def run(inputs):
         states = {c: tx.init(jnp.zeros(WIDTH)) for c, tx in methods.items()}
-        inputs = (jnp.asarray(JACOBIANS), jnp.asarray(LOSSES))
-        found = jax.jit(lambda s, x: jax.lax.scan(step, s, x)[1])(states, inputs)
-        return jax.tree.map(np.asarray, found)
+        return jax.lax.scan(step, states, inputs)
+
+    return jax.jit(run)
+
+
+def run(program, *inputs):
+    """Runs in float64, and returns NumPy arrays: last states, and what came out."""
+    with jax.enable_x64(True):
+        found = program()(tuple(map(jnp.asarray, inputs)))
+        return jax.tree.map(np.asarray, jax.device_get(drop_keys(found)))
+
+
+def drop_keys(tree):
+    def is_key(leaf):
+        return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+    return jax.tree.map(lambda leaf: jnp.zeros(()) if is_key(leaf) else leaf, tree)
+
+
+@functools.cache
+def replayed_weights():
+    """Weights ``(STEPS, 3)`` of all weightings by call."""
+    return run(program_of_weights, GRAMS, LOSSES, PRODUCTS, REVISITED)[1]
+
+
+@functools.cache
+def replayed_updates():
+    """Updates ``(STEPS, WIDTH)`` by call."""
+    return run(program_of_updates, JACOBIANS, LOSSES)[1]
+
+
+def test_nothing_breaks_on_adversarial_inputs():
+    """Compiled above: degenerate gradients, zero and negative losses, one after another."""
+    cases = [j for _, j in adversarial_jacobians(WIDTH) if len(j) == 3]
+    jacobians = np.stack([*cases, *cases][:STEPS])
+    assert len(cases) >= 9
+    grams = jacobians @ jacobians.transpose(0, 2, 1)
+    signs = np.resize([1.0, 0.0, 1.0, -1.0, 1e-30, 1e30, 1.0], (STEPS, 3))
+    products = -2 * grams
+    found = run(program_of_weights, grams, signs, products, -signs)
+    found += run(program_of_updates, jacobians, signs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        assert np.isfinite(leaf).all(), (jax.tree_util.keystr(path), leaf)
 
 
 @pytest.mark.parametrize("call", WEIGHTS)

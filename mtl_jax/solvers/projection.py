@@ -1,7 +1,8 @@
-"""Euclidean projection on the probability simplex."""
+"""Maps onto the probability simplex: the nearest point, and softmax of huge numbers."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from mtl_jax._types import Array
@@ -23,9 +24,27 @@ def project_on_simplex(vector: Array) -> Array:
         [0.5 0.5 0. ]
     """
     # Shifts change nothing; this one keeps the sums exact whatever the entries' size.
-    shifted = jnp.maximum(vector - jnp.max(vector), -1)
+    shifted = jnp.clip(_below_zero(vector), -1, 0)
     descending = -jnp.sort(-shifted)
     counts = jnp.arange(1, vector.shape[0] + 1).astype(vector.dtype)
     thresholds = (jnp.cumsum(descending) - 1) / counts
     support = jnp.sum(descending > thresholds)
     return jnp.maximum(shifted - thresholds[support - 1], 0)
+
+
+def safe_softmax(logits: Array) -> Array:
+    """Returns the softmax, also of logits so large that their rounding errors are.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> print(safe_softmax(jnp.array([1e30, 0.0, -1e30])))
+        [1. 0. 0.]
+    """
+    return jax.nn.softmax(_below_zero(logits))
+
+
+def _below_zero(vector: Array) -> Array:
+    """Less its largest entry."""
+    # Fused with the product that made the vector, the difference is of an unrounded and a
+    # rounded number: it can come out positive, and large.
+    return jnp.minimum(vector - jnp.max(vector), 0)

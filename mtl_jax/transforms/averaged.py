@@ -20,6 +20,7 @@ from mtl_jax._types import (
     check_num_tasks,
     check_range,
 )
+from mtl_jax.solvers.projection import safe_softmax
 from mtl_jax.solvers.scaling import full_precision
 from mtl_jax.weighting._base import gram_of, losses_of, stateless
 
@@ -155,7 +156,7 @@ def moco(
         0.537 0.925 0.537 0.463
 
     References:
-        Fernando et al., *Mitigating Gradient Bias in Multi-objective Learning*, 2023,
+        Fernando et al., *Mitigating Gradient Bias in Multi-objective Learning*, 2022,
         arXiv:2210.12624
     """
     check_num_tasks(num_tasks)
@@ -176,7 +177,7 @@ def moco(
         count = state.count + 1
         rate = (gamma * count**-gamma_decay).astype(gram.dtype)
         point = state.point.astype(gram.dtype)
-        point = jax.nn.softmax(point - rate * (gram @ point + rho * point))
+        point = safe_softmax(point - rate * (gram @ point + rho * point))
         return point, MocoState(point.astype(state.point.dtype), count)
 
     def scales_of(norms: Array, losses: Array | None) -> Array:

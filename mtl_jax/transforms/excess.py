@@ -17,6 +17,7 @@ from mtl_jax._types import (
     check_num_tasks,
     check_range,
 )
+from mtl_jax.solvers.projection import safe_softmax
 
 
 class ExcessState(NamedTuple):
@@ -107,7 +108,7 @@ def excess_mtl(
         ratios = excess / jnp.where(first > 0, first, 1)
         # Logarithms: a large ratio saturates the weights instead of overflowing.
         logits = jnp.log(state.weights) + eta * ratios
-        weights = num_tasks * jax.nn.softmax(logits)
+        weights = num_tasks * safe_softmax(logits)
         weights = jnp.maximum(weights, jnp.finfo(dtype).tiny)
         return tree.combine(weights, updates), ExcessState(weights, squares, first)
 

@@ -52,8 +52,8 @@ def auto_lambda(
 
     which the products of held-out and training gradients give exactly (the released code
     takes finite differences). ``lambda`` is the softmax of logits, which take one Adam
-    step on these rates, divided by their norm so that no scale of the gradients counts,
-    before they weight this step.
+    step on these rates, divided by their norm so that no scale of the gradients counts
+    (hence Adam's epsilon of 1e-3), before they weight this step.
 
     Args:
         num_tasks: number of tasks ``T``.
@@ -140,7 +140,9 @@ def _learned(
     """Ascends along ``direction(products (T, T), weights (T,))`` in the logits."""
     check_num_tasks(num_tasks)
     check_range("learning_rate", learning_rate, 0)
-    optimizer = optax.adam(learning_rate)
+    # Directions have length one at most: with Adam's usual epsilon the signs of entries
+    # that are rounding errors would count as much as the others.
+    optimizer = optax.adam(learning_rate, eps=1e-3)
 
     def init() -> HeldOutState:
         logits = jnp.zeros(num_tasks, float)

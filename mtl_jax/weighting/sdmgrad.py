@@ -48,7 +48,9 @@ def sdmgrad(
     Returns:
         A weighting for ``update(..., independent=(A, B))``, see :func:`mtl_jax.modo`;
         without them the batch at hand serves. The weights add up to 1 if the preference
-        does.
+        does. Inner steps as long as the published ones overshoot between faces of the
+        simplex, which amplifies rounding errors: expect three equal digits, not six, from
+        one device to another in float32.
 
     Raises:
         ValueError: for options out of range.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mtl_jax._types import (
@@ -17,6 +16,7 @@ from mtl_jax._types import (
     check_num_tasks,
     check_range,
 )
+from mtl_jax.solvers.projection import safe_softmax
 from mtl_jax.weighting._base import losses_of, static_weights
 
 
@@ -88,14 +88,14 @@ def stch(
         losses = losses_of(statistics, num_tasks, "stch")
         if form == "plain":
             pi = jnp.asarray(given, losses.dtype)
-            return pi * jax.nn.softmax(pi * losses / mu), state
+            return pi * safe_softmax(pi * losses / mu), state
         count, current = state.count, losses.astype(state.nadir.dtype)
         measuring = (count >= warmup - window) & (count < warmup)
         nadir = state.nadir + jnp.where(measuring, current / window, 0)
         positive = (losses > 0).all() & ((count < warmup) | (nadir > 0).all())
         safe = jnp.where(positive, current, 1)
         ratios = jnp.log(safe / jnp.where(nadir > 0, nadir, 1))
-        shares = num_tasks * jax.nn.softmax(ratios / mu)
+        shares = num_tasks * safe_softmax(ratios / mu)
         weights = jnp.where(count < warmup, 1, shares) / safe
         weights = jnp.where(positive, weights, 1)
         # Stops counting once the warm-up is over.

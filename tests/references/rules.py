@@ -22,8 +22,8 @@ def through_softmax(gradient: np.ndarray, shares: np.ndarray) -> np.ndarray:
 class Adam:
     """Adam with PyTorch's L2 decay; ``step`` returns the new position."""
 
-    def __init__(self, rate: float, decay: float = 0.0) -> None:
-        self.rate, self.decay = rate, decay
+    def __init__(self, rate: float, decay: float = 0.0, eps: float = 1e-8) -> None:
+        self.rate, self.decay, self.eps = rate, decay, eps
         self.m = self.v = np.zeros(3)
         self.count = 0
 
@@ -33,7 +33,7 @@ class Adam:
         self.m = 0.9 * self.m + 0.1 * gradient
         self.v = 0.999 * self.v + 0.001 * gradient**2
         m, v = self.m / (1 - 0.9**self.count), self.v / (1 - 0.999**self.count)
-        return x - self.rate * m / (np.sqrt(v) + 1e-8)
+        return x - self.rate * m / (np.sqrt(v) + self.eps)
 
 
 def project_on_simplex(v: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def sdmgrad(products, pull, rate=5.0, momentum=0.5, steps=20):
 
 
 def auto_lambda(products, rate, primary):
-    logits, adam, weights = np.zeros(3), Adam(rate), []
+    logits, adam, weights = np.zeros(3), Adam(rate, eps=1e-3), []
     for product in products:
         rates = primary @ product
         rates = rates / np.linalg.norm(rates)
@@ -126,7 +126,7 @@ def auto_lambda(products, rate, primary):
 
 
 def moml(products, rate):
-    logits, adam, weights = np.zeros(3), Adam(rate), []
+    logits, adam, weights = np.zeros(3), Adam(rate, eps=1e-3), []
     for product in products:
         rows = np.array([through_softmax(row, softmax(logits)) for row in product])
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
