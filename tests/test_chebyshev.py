@@ -44,7 +44,10 @@ def concave_solution(k, c=0.5):
 
 @functools.cache
 def solver_of(method, losses_fn):
-    """``run(importance, epsilon, x) -> (x, state)``, compiled once: both are traced."""
+    """``run(importances (N, 2), epsilon, starts (N,)) -> (x, state)``, vmapped.
+
+    Importance and epsilon are traced: one compilation serves all problems of a size.
+    """
 
     def transformation(importance, epsilon):
         if method == "linear":
@@ -60,7 +63,6 @@ def solver_of(method, losses_fn):
         made = mtl_jax.chebyshev_al(2, importance=importance, epsilon=epsilon, every=60)
         return optax.chain(made, optax.sgd(0.02))
 
-    @jax.jit
     def run(importance, epsilon, x):
         tx = transformation(importance, epsilon)
 
@@ -74,45 +76,50 @@ def solver_of(method, losses_fn):
         (x, state), _ = jax.lax.scan(step, (x, tx.init(x)), length=900)
         return x, state
 
-    return run
+    return jax.jit(jax.vmap(run, in_axes=(0, None, 0)))
 
 
-def solve(method, losses_fn, importance, start, epsilon=0.0):
-    numbers = jnp.asarray(importance, jnp.float32), jnp.float32(epsilon)
-    return solver_of(method, losses_fn)(*numbers, jnp.float32(start))
+def solve(method, losses_fn, importances, starts, epsilon=0.0):
+    importances, starts = (jnp.asarray(a, jnp.float32) for a in (importances, starts))
+    return solver_of(method, losses_fn)(importances, jnp.float32(epsilon), starts)
+
+
+def check_solutions(method, state, solutions, tolerance):
+    """The state's multipliers and bounds, given ``(x, t, multipliers)`` of each."""
+    np.testing.assert_allclose(
+        optax.tree.get(state, "multipliers"),
+        [s[2] for s in solutions],
+        atol=10 * tolerance,
+    )
+    if method == "chebyshev_al":
+        t = optax.tree.get(state, "t")
+        np.testing.assert_allclose(t, [s[1] for s in solutions], atol=tolerance)
 
 
 @pytest.mark.parametrize("method", slow_but(("chebyshev_al",), METHODS))
 def test_convex_front(method):
-    for k in ([0.2, 0.8], [0.5, 0.5], [0.9, 0.1]):
-        x, t, multipliers = convex_solution(np.array(k))
-        found, state = solve(method, convex_losses, k, 0.1)
-        assert float(found) == pytest.approx(x, abs=2e-4)
-        np.testing.assert_allclose(
-            optax.tree.get(state, "multipliers"), multipliers, atol=2e-3
-        )
-        if method == "chebyshev_al":
-            assert float(optax.tree.get(state, "t")) == pytest.approx(t, abs=2e-4)
-    assert convex_solution(np.array([0.2, 0.8]))[0] == pytest.approx(0.66667, abs=1e-5)
+    importances = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
+    solutions = [convex_solution(k) for k in importances]
+    assert solutions[0][0] == pytest.approx(0.66667, abs=1e-5)
+    assert solutions[0][1] == pytest.approx(0.088889, abs=1e-6)
+    found, state = solve(method, convex_losses, importances, [0.1] * 3)
+    np.testing.assert_allclose(found, [s[0] for s in solutions], atol=2e-4)
+    check_solutions(method, state, solutions, 2e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_concave_front_where_linear_weighting_fails(method):
     published = {0.8: 0.159734, 0.5: 0.5, 0.3: 0.738613}
-    for first, known in published.items():
-        k = np.array([first, 1 - first])
-        x, t, multipliers = concave_solution(k)
-        assert x == pytest.approx(known, abs=1e-6)
-        for start in (0.05, 0.95):
-            found, state = solve(method, concave_losses, k, start)
-            assert float(found) == pytest.approx(x, abs=5e-4)
-            np.testing.assert_allclose(
-                optax.tree.get(state, "multipliers"), multipliers, atol=5e-3
-            )
-            if method == "chebyshev_al":
-                assert float(optax.tree.get(state, "t")) == pytest.approx(t, abs=5e-4)
-            end, _ = solve("linear", concave_losses, k, start)
-            assert float(end) in (0.0, 1.0)
+    importances = np.array([[k, 1 - k] for k in published for _ in range(2)])
+    solutions = [concave_solution(k) for k in importances]
+    xs = [s[0] for s in solutions]
+    np.testing.assert_allclose(xs[::2], list(published.values()), atol=1e-6)
+    starts = [0.05, 0.95] * 3
+    found, state = solve(method, concave_losses, importances, starts)
+    np.testing.assert_allclose(found, xs, atol=5e-4)
+    check_solutions(method, state, solutions, 5e-4)
+    ends, _ = solve("linear", concave_losses, importances, starts)
+    assert np.isin(ends, [0.0, 1.0]).all()
 
 
 def paper_run(losses_fn, k, steps=400):
@@ -214,9 +221,9 @@ def test_epsilon_leaves_weakly_optimal_points_out():
     def losses_fn(x):
         return jnp.stack([1 + 0 * x, x])
 
-    run = functools.partial(solve, "chebyshev", losses_fn, [0.5, 0.5], 0.6)
-    assert float(run()[0]) == pytest.approx(0.6)
-    assert float(run(epsilon=0.05)[0]) < 0.4
+    run = functools.partial(solve, "chebyshev", losses_fn, [[0.5, 0.5]], [0.6])
+    assert float(run()[0][0]) == pytest.approx(0.6)
+    assert float(run(epsilon=0.05)[0][0]) < 0.4
 
 
 def test_quarter_circle_formula():

@@ -126,7 +126,7 @@ def cluster_layers(
     """
     labels = {}
     for name, kernel in chosen_leaves(params, layers).items():
-        rows = np.asarray(to_rows(kernel))
+        rows = to_rows(np.asarray(kernel))
         flat = rows.reshape(-1, *rows.shape[-2:])
         found = np.stack([cluster_rows(layer, **options) for layer in flat])
         labels[name] = found.reshape(rows.shape[:-1])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax._types import Array, ArrayTree
+from mtl_jax._types import ArrayTree
 from mtl_jax.sparsity.metrics import first_of_equal
 from mtl_jax.sparsity.rows import LayersSpec, from_rows, select_layers, to_rows
 
@@ -71,7 +71,7 @@ def _walk(node: Any, chosen: Any) -> Any:
 def _compressed(name: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
     if kernel.ndim not in (2, 4):
         return {name: kernel}
-    rows = np.asarray(to_rows(jnp.asarray(kernel)))
+    rows = to_rows(kernel)
     live = np.flatnonzero(rows.any(axis=1))
     if not len(live):
         live = np.zeros(1, int)  # no array without entries: one zero row stays
@@ -79,8 +79,8 @@ def _compressed(name: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
     _, first = np.unique(groups, return_index=True)
     shape = (*kernel.shape[:-2], len(first), kernel.shape[-1])
     index = np.uint16 if len(rows) <= 2**16 else np.uint32
-    small = from_rows(jnp.asarray(rows[live[first]]), shape)
-    result: dict[str, np.ndarray] = {name: np.asarray(small)}
+    small = np.ascontiguousarray(from_rows(rows[live[first]], shape))
+    result: dict[str, np.ndarray] = {name: small}
     result[name + INPUTS] = live.astype(index)
     if len(first) < len(live):
         result[name + GROUPS] = groups.astype(index)
@@ -125,17 +125,14 @@ def expand(compressed: ArrayTree, like: ArrayTree) -> ArrayTree:
             result[name] = expand(compressed[name], value)
             continue
         groups = compressed.get(name + GROUPS, np.arange(len(inputs)))
-        small = to_rows(jnp.asarray(compressed[name]))
+        small = to_rows(np.asarray(compressed[name]))
         size = value.shape[-2]
         if int(np.max(inputs)) >= size:
             raise ValueError(
                 f"{name + INPUTS} reaches {int(np.max(inputs))}, but the kernel has "
                 f"only {size} rows"
             )
-        rows = _scatter(small[np.asarray(groups)], np.asarray(inputs), size)
-        result[name] = from_rows(rows, value.shape)
+        rows = np.zeros((size, small.shape[1]), small.dtype)
+        rows[np.asarray(inputs)] = small[np.asarray(groups)]
+        result[name] = jnp.asarray(from_rows(rows, value.shape))
     return result
-
-
-def _scatter(rows: Array, inputs: np.ndarray, size: int) -> Array:
-    return jnp.zeros((size, rows.shape[1]), rows.dtype).at[inputs].set(rows)

@@ -67,7 +67,7 @@ def sparsity_stats(
     check_choice("by", by, ("rows", "parameters"))
     counts = np.zeros(3, np.int64)
     for kernel in chosen_leaves(params, _all if layers is None else layers).values():
-        rows = np.asarray(to_rows(kernel))
+        rows = to_rows(np.asarray(kernel))
         for layer in rows.reshape(-1, *rows.shape[-2:]):
             zero = int((~layer.any(axis=1)).sum())
             row = np.array([len(layer), zero, first_of_equal(layer).max() + 1])

@@ -26,7 +26,7 @@ def is_kernel(path: tuple, leaf: Any) -> bool:
     return 2 <= jnp.ndim(leaf) <= 5 and name not in _VECTORS
 
 
-def to_rows(kernel: Array) -> Array:
+def to_rows(kernel: Any) -> Any:
     r"""Returns a kernel as rows :math:`w_{[i]}`, one for each input of the layer.
 
     ============== ========================================== ==================
@@ -42,7 +42,7 @@ def to_rows(kernel: Array) -> Array:
     its "rows" are groups of whole output filters.
 
     Args:
-        kernel: array of rank 2 to 5.
+        kernel: array of rank 2 to 5, of JAX or NumPy.
 
     Returns:
         Rows ``(n, d)``, or ``(L, n, d)`` of stacked layers.
@@ -65,17 +65,18 @@ def to_rows(kernel: Array) -> Array:
             "a kernel must be dense (in, out), a convolution (kh, kw, in, out), or a "
             f"stack of either, got shape {jnp.shape(kernel)}"
         )
-    rows = jnp.moveaxis(kernel, -2, rank - 4)
+    # A method, so that arrays of NumPy stay such.
+    rows = kernel.transpose((2, 0, 1, 3) if rank == 4 else (0, 3, 1, 2, 4))
     return rows.reshape(*rows.shape[: rank - 3], -1)
 
 
-def from_rows(rows: Array, shape: tuple[int, ...]) -> Array:
+def from_rows(rows: Any, shape: tuple[int, ...]) -> Any:
     """Inverse of :func:`to_rows`: the kernel of the given shape."""
     if len(shape) in (2, 3):
         return rows.reshape(shape)
     *lead, height, width, inputs, outputs = shape
     moved = rows.reshape(*lead, inputs, height, width, outputs)
-    return jnp.moveaxis(moved, len(lead), -2)
+    return moved.transpose((0, 2, 3, 1, 4) if lead else (1, 2, 0, 3))
 
 
 def select_layers(params: ArrayTree, layers: LayersSpec = None) -> ArrayTree:
