@@ -273,6 +273,7 @@ def test_compressed_network_predicts_the_same():
 # --- LSUV -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lsuv_of_the_monitored_network():
     network, x = MDMTN(2), images_of("multi_mnist", 32)
     _, params = monitored()
