@@ -200,7 +200,7 @@ class _Study:
                 self.training, self.config, self.weights, number, params, traces
             )
 
-        return {"start": number, **self.store.part(f"efficiency{number}", make)}
+        return self.store.part(f"efficiency{number}", make)
 
     def _front(self, initial: Any) -> Record:
         config, problem = self.config, self.problem

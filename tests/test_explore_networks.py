@@ -157,14 +157,18 @@ def test_more_iterations_solve_better(finished):
 
 
 def test_budgets_are_equal(finished):
-    (part,) = finished[1]["efficiency"]
-    assert [row["steps"] for row in part["rows"]] == [1, 2]
-    cost = round(part["equivalents_per_step"])
-    assert part["spent"]["gradients"] == 2 * cost * (2 + 1 + 2)
-    for row in part["rows"]:
-        assert row["equivalents"] == 2 * cost * row["steps"]
-        for way in part["ways"]:
-            assert row[way]["test_losses"] >= part["start"]["hypervolume_test_losses"]
+    parts = finished[1]["efficiency"]
+    weights = [finished[1]["starts"][n]["weights"] for n in TINY.efficiency_starts]
+    assert [part["start_weights"] for part in parts] == weights
+    for part in parts:
+        assert [row["steps"] for row in part["rows"]] == [1, 2]
+        cost = round(part["equivalents_per_step"])
+        assert part["spent"]["gradients"] == 2 * cost * (2 + 1 + 2)
+        for row in part["rows"]:
+            assert row["equivalents"] == 2 * cost * row["steps"]
+            for way in part["ways"]:
+                before = part["start"]["hypervolume_test_losses"]
+                assert row[way]["test_losses"] >= before
 
 
 def test_costs_are_counted(finished):
@@ -193,7 +197,7 @@ def test_records_pictures_and_tables(finished):
     pictures = {f"{part}.png" for part in TINY.parts if part != "solver"}
     assert pictures | {"config.json", "summary.json", "parts", "front"} == names
     found = tables(summary)
-    assert len(found) == 8
+    assert len(found) == 9
     for table in found:
         assert {len(row) for row in table.body} == {len(table.heads)}
     assert summary["spent"]["equivalents"] > 0
