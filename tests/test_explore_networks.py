@@ -270,7 +270,10 @@ SMALL += ["--steps", 2, "--maxiter", 3, "--hvp-batch", 64, "--gradient-batches",
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("multi_mnist", ["--ablation", 1, 3, "--line-points", 3]),
+        (
+            "multi_mnist",
+            ["--ablation", 1, 3, "--line-points", 3, "--efficiency-starts", 0, 1],
+        ),
         ("census", ["--preprocessing", "fixed", "--ablation", 1, 3]),
         ("utkface", ["--pairs", 16, 0, 8, "--image-size", 32, "--batch-size", 8]),
     ],
