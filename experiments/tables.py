@@ -123,15 +123,16 @@ def plus_minus(mean: float, std: float | None, digits: int) -> str:
 
 
 def show(heads: list[str], body: list[list[str]], title: str) -> None:
-    """Prints the table on stdout; full width where no terminal limits it."""
+    """Prints the table on stdout: folded to the terminal's width, else as wide as it is."""
     table = Table(title=title, title_justify="left")
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
     for row in body:
         table.add_row(*row)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        width = Console(width=10_000).measure(table).maximum
+        console = Console(width=max(width, len(title)))
     console.print(table)
 
 
