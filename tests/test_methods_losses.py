@@ -63,6 +63,15 @@ def test_uw_settles_at_the_loss():
     np.testing.assert_allclose(weights[-1], 0.5 / constant[0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["uw", "imtl_l"])
+def test_learned_scales_do_not_overflow_at_zero_losses(name):
+    """exp(s) with s moving by one in every step would be infinite after 89 steps."""
+    losses = np.tile([0.0, 1.0, -1.0], (100, 1))
+    weights, state = run(f"{name}(learning_rate=1)", losses)
+    assert np.isfinite(weights).all() and 1e12 < weights[-1].max() < 1e13
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
 @pytest.mark.parametrize("average", ["block", "sliding"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_dwa_replays_the_rule(average, reduction, x64):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,6 +156,15 @@ def descend(
     """One step of the optimiser of a weighting's own trained parameters."""
     step, opt_state = optimizer.update(gradient, opt_state, parameters)
     return jnp.asarray(optax.apply_updates(parameters, step)), opt_state
+
+
+def bounded_logs(logs: Array) -> Array:
+    """Clips learned logarithms to a third of their dtype's range, 29.6 in float32.
+
+    A loss that stays at zero would drive them on until ``exp`` overflows.
+    """
+    limit = math.log(float(jnp.finfo(logs.dtype).max)) / 3
+    return jnp.clip(logs, -limit, limit)
 
 
 def through_softmax(gradient: Array, weights: Array) -> Array:

@@ -16,7 +16,7 @@ from mtl_jax._types import (
     check_range,
 )
 from mtl_jax.solvers.scaling import full_precision
-from mtl_jax.weighting._base import descend, gram_of, losses_of
+from mtl_jax.weighting._base import bounded_logs, descend, gram_of, losses_of
 from mtl_jax.weighting.imtl import equal_cosines
 
 
@@ -49,8 +49,8 @@ def imtl_l(num_tasks: int, *, learning_rate: float = 0.025) -> Weighting:
             with the network's optimiser).
 
     Returns:
-        A weighting that needs the losses. Losses that stay negative drive their scale up
-        without bound, as in the paper.
+        A weighting that needs the losses. Losses that stay zero or negative drive their
+        scale up: here to 7e12 in float32 at most, in the paper until it overflows.
 
     Raises:
         ValueError: for a negative learning rate.
@@ -79,8 +79,8 @@ def imtl_l(num_tasks: int, *, learning_rate: float = 0.025) -> Weighting:
         losses = losses_of(statistics, num_tasks, "imtl_l")
         scales = jnp.exp(state.log_scales)
         gradient = scales * losses.astype(scales.dtype) - 1
-        trained = descend(optimizer, gradient, state.log_scales, state.opt_state)
-        return scales.astype(losses.dtype), ImtlLState(*trained)
+        logs, inner = descend(optimizer, gradient, state.log_scales, state.opt_state)
+        return scales.astype(losses.dtype), ImtlLState(bounded_logs(logs), inner)
 
     return Weighting(init, update, num_tasks)
 

@@ -20,6 +20,7 @@ from mtl_jax._types import (
     check_range,
 )
 from mtl_jax.weighting._base import (
+    bounded_logs,
     descend,
     from_solver,
     losses_of,
@@ -87,7 +88,8 @@ def uw(
         initial_log_variance: initial ``s``, 0 as in nash-mtl (LibMTL: -0.5).
 
     Returns:
-        A weighting that needs the losses.
+        A weighting that needs the losses. A loss that stays at zero gets a weight of
+        3.5e12 in float32 at most; the released codes' grow until they overflow.
 
     Raises:
         ValueError: for a negative learning rate.
@@ -110,8 +112,8 @@ def uw(
         precisions = jnp.exp(-state.log_variances)
         gradient = 0.5 * (1 - precisions * losses.astype(precisions.dtype))
         weights = (0.5 * precisions).astype(losses.dtype)
-        trained = descend(optimizer, gradient, state.log_variances, state.opt_state)
-        return weights, UwState(*trained)
+        logs, inner = descend(optimizer, gradient, state.log_variances, state.opt_state)
+        return weights, UwState(bounded_logs(logs), inner)
 
     return Weighting(init, update, num_tasks)
 
