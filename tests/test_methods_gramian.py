@@ -148,6 +148,16 @@ def test_krum_leaves_out_the_faulty(faulty, selected):
     assert not np.asarray(weights[:faulty]).any()
 
 
+def test_krum_with_norms_near_the_end_of_float32():
+    rows = np.random.default_rng(3).normal(size=(7, 4))
+    weighting = mtl_jax.weighting.krum(7, num_faulty=2, num_selected=3)
+    weights_of = jax.jit(lambda gram: weighting.update(Statistics(gram), ())[0])
+    for scale in (1.0, 1.3e38):
+        gram = jnp.asarray(scale * (rows @ rows.T) / np.square(rows).sum(1).max(), "f4")
+        expected = rules.krum(rows, 2, 3)
+        np.testing.assert_allclose(weights_of(gram), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -170,11 +180,14 @@ def test_krum_leaves_out_the_faulty(faulty, selected):
         "imtl_l(learning_rate=-1)",
         "famo(weight_decay=-1)",
         "pbi(theta=-1)",
+        "pbi(preference=(0, 0, 0))",
+        "pbi(preference=(1, -1, 1))",
         "modo(gamma=-1)",
         "sdmgrad(momentum=1)",
         "sdmgrad(steps=0)",
         "moco(beta=2)",
         "db_mtl(beta=-0.1)",
+        "db_mtl(beta=1)",
         "excess_mtl(eta=-1)",
         "auto_lambda(primary=(1, 2))",
         "moml(learning_rate=-1)",

@@ -206,6 +206,8 @@ def test_extra_arguments_reach_the_weighting():
     assert third.cross_gram is None and third.revisited_losses is None
     with pytest.raises(ValueError, match="either held_out= or independent="):
         tx.update(stack, state, held_out=held_out, independent=(held_out, held_out))
+    with pytest.raises(ValueError, match="must have the structure of the task"):
+        tx.update(stack, state, held_out={"shared": other})
     with pytest.raises(ValueError, match=r"leaf 'shared' .*\(2, 5\)"):
         tx.update(stack, state, held_out=held_out | {"shared": other[:2]})
 
@@ -224,7 +226,7 @@ def test_a_bad_held_out_task_is_skipped():
 def test_famo_without_revisited_losses_takes_the_next_ones(x64):
     weighting = mtl_jax.weighting.famo(3)
     step = jax.jit(lambda losses, s: weighting.update(Statistics(losses=losses), s))
-    state, weights = weighting.init(), None
+    state, weights = weighting.init(), jnp.zeros(3)
     for losses in LOSSES[:3]:
         weights, state = step(jnp.asarray(losses), state)
     np.testing.assert_allclose(weights, rules.famo(LOSSES[:3], LOSSES)[-1], rtol=1e-9)
@@ -235,6 +237,9 @@ def test_famo_without_revisited_losses_takes_the_next_ones(x64):
     assert (jnp.sign(state.logits - before) == -jnp.sign(before)).all()
     # A loss at its lower bound: the logits stay, the weights are their softmax.
     weights, after = step(jnp.array([1.0, 0.0, 1.0]), state)
+    chex.assert_trees_all_equal(after.logits, state.logits)
+    np.testing.assert_allclose(weights, jax.nn.softmax(state.logits), rtol=1e-12)
+    weights, after = step(jnp.array([1.0, jnp.inf, 1.0]), state)
     chex.assert_trees_all_equal(after.logits, state.logits)
     np.testing.assert_allclose(weights, jax.nn.softmax(state.logits), rtol=1e-12)
 

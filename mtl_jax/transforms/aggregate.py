@@ -196,6 +196,12 @@ def _cross_gram(
     if pair is None:
         return None
     for stack in pair:
+        if jax.tree.structure(stack) != jax.tree.structure(updates):
+            raise ValueError(
+                "held_out= and independent= must have the structure of the task gradients, "
+                f"{jax.tree.structure(updates)}, got {jax.tree.structure(stack)}; wrappers "
+                "that split parameters into groups cannot split them"
+            )
         tree.check_stacked(stack, num_tasks, marks)
     left, right = pair
     return tree.cross_gram(

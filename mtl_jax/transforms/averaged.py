@@ -236,7 +236,7 @@ def db_mtl(
         Lin et al., *Dual-Balancing for Multi-Task Learning*, 2023, arXiv:2308.12029
     """
     check_num_tasks(num_tasks)
-    check_range("beta", beta, 0, 1)
+    check_range("beta", beta, 0, 1, open_high=True)
     check_range("beta_decay", beta_decay, 0)
 
     def lengths_of(statistics: Statistics) -> Array:

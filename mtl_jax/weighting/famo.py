@@ -62,8 +62,8 @@ def famo(
         the *same* batch: pass them at the next step as ``revisited_losses=``, one forward
         pass of the previous batch, as the released code does right after the step.
         Without them the new batch's losses stand in, which costs nothing and adds the
-        batches' difference as noise. Where a loss is not above its bound, ``xi`` stays
-        and the weights are ``z``.
+        batches' difference as noise. Where a loss is not above its bound (or not finite),
+        ``xi`` stays and the weights are ``z``.
 
     Raises:
         ValueError: for options out of range.
@@ -98,6 +98,7 @@ def famo(
         low = jnp.asarray(bounds, dtype)
         before, after = state.last_losses - low, revisited.astype(dtype) - low
         usable = ((before > 0) & (after > 0)).all()  # false on NaN, too
+        usable = usable & jnp.isfinite(before + after).all()
         rates = jnp.log(jnp.where(usable, before, 1) / jnp.where(usable, after, 1))
         shares = jax.nn.softmax(state.logits)
         gradient = through_softmax(rates, shares)
@@ -108,7 +109,7 @@ def famo(
             (state.logits, state.opt_state),
         )
         shares, gaps = jax.nn.softmax(logits), losses.astype(dtype) - low
-        positive = (gaps > 0).all()
+        positive = (gaps > 0).all() & jnp.isfinite(gaps).all()
         parts = shares / jnp.where(positive, gaps, 1)
         weights = (parts / parts.sum()).astype(losses.dtype)
         return weights, FamoState(logits, losses.astype(dtype), opt_state)

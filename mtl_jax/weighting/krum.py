@@ -56,6 +56,8 @@ def krum(num_tasks: int, *, num_faulty: int = 0, num_selected: int = 1) -> Weigh
 
     def weights_of(statistics: Statistics) -> Array:
         gram = gram_of(statistics, num_tasks, "krum")
+        # Room for the sums: squares of norms near 1e19 are at the end of float32's range.
+        gram = gram / (4 * num_tasks)
         squares = jnp.diagonal(gram)
         sums = squares[:, None] + squares[None, :]
         noise = 8 * float(jnp.finfo(gram.dtype).eps) * sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from mtl_jax._types import Array, Statistics, Weighting, check_num_tasks, check_range
@@ -53,6 +54,11 @@ def pbi(
     check_num_tasks(num_tasks)
     check_range("theta", theta, 0)
     given = static_weights("preference", preference, num_tasks, 1.0)
+    if not isinstance(given, jax.Array) and ((given < 0).any() or not given.any()):
+        raise ValueError(
+            "preference must be non-negative numbers, not all zero, got "
+            f"{given.tolist()}"
+        )
     origin = static_weights("ideal", ideal, num_tasks, 0.0)
 
     def weights_of(statistics: Statistics) -> Array:
