@@ -55,6 +55,10 @@ def parse(call: str, also: Sequence[str] = ()) -> tuple[MethodSpec, dict[str, ob
                 "cagrad(c=0.4)"
             )
         for keyword in node.keywords:
+            if keyword.arg in arguments:
+                raise ValueError(
+                    f"cannot read method {call!r}: option {keyword.arg!r} is given twice"
+                )
             if isinstance(keyword.value, ast.Name):
                 arguments[str(keyword.arg)] = keyword.value.id
                 continue

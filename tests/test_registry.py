@@ -39,6 +39,7 @@ def test_call_strings():
         ("cagrad(0.4)", "must be given by name"),
         ("cagrad(c=__import__('os'))", "value of 'c' must be a number"),
         ("cagrad(**{'c': 1})", "must be given by name"),
+        ("cagrad(c=1, c=2)", "option 'c' is given twice"),
         ("cagrad(c=)", "cannot read method"),
         ("__import__('os').system('true')", "must be given by name"),
         ("mtl_jax.cagrad", "write name or name"),
