@@ -1,5 +1,6 @@
 """Small solvers that run inside ``jit``: they never raise there and never return NaN."""
 
+from mtl_jax._types import Solution as Solution
 from mtl_jax.solvers.cagrad import cagrad_update_weights as cagrad_update_weights
 from mtl_jax.solvers.cagrad import cagrad_weights as cagrad_weights
 from mtl_jax.solvers.cone import dual_cone_weights as dual_cone_weights

@@ -1,11 +1,14 @@
 """Weightings: pure functions from the Gramian and the losses to task weights.
 
 Each name is also a transformation of the package, ``mtl_jax.NAME``, by way of
-:func:`mtl_jax.aggregate`; ``every_k`` wraps another weighting.
+:func:`mtl_jax.aggregate`; ``every_k`` wraps another weighting, and ``stateless`` and
+``from_solver`` make new ones.
 """
 
 from mtl_jax._types import Statistics as Statistics
 from mtl_jax._types import Weighting as Weighting
+from mtl_jax.weighting._base import from_solver as from_solver
+from mtl_jax.weighting._base import stateless as stateless
 from mtl_jax.weighting.aligned import aligned_mtl as aligned_mtl
 from mtl_jax.weighting.cagrad import cagrad as cagrad
 from mtl_jax.weighting.config import config as config

@@ -99,7 +99,21 @@ def static_weights(
 
 
 def stateless(num_tasks: int, weights_of: Callable[[Statistics], Array]) -> Weighting:
-    """Wraps a pure function of the statistics."""
+    """Makes a weighting of a pure function of the statistics.
+
+    Args:
+        num_tasks: number of tasks ``T``.
+        weights_of: statistics -> weights ``(T,)``.
+
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> inverse = stateless(2, lambda statistics: 1 / statistics.losses)
+        >>> tx = mtl_jax.aggregate(inverse)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> grads, losses = jnp.array([[1.0], [6.0]]), jnp.array([1.0, 2.0])
+        >>> print(tx.update(grads, state, losses=losses)[0])
+        [4.]
+    """
     check_num_tasks(num_tasks)
 
     def update(statistics: Statistics, state: State) -> tuple[Array, State]:
@@ -109,7 +123,25 @@ def stateless(num_tasks: int, weights_of: Callable[[Statistics], Array]) -> Weig
 
 
 def from_solver(num_tasks: int, solve: Callable[[Statistics], Solution]) -> Weighting:
-    """Wraps a solver of the statistics; its state counts the fallbacks."""
+    """Makes a weighting of a solver; its state counts the fallbacks.
+
+    Args:
+        num_tasks: number of tasks ``T``.
+        solve: statistics -> :class:`Solution` with the weights ``(T,)``, which are a safe
+            answer where ``ok`` is false. Its matrix products run at full precision.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> def solve(statistics):
+        ...     square = statistics.gram[0, 0]
+        ...     value = jnp.where(square > 0, 1 / square, 1)
+        ...     return Solution(value[None], square > 0, jnp.zeros([], jnp.int32))
+        >>> weighting = from_solver(1, solve)
+        >>> statistics = Statistics(jnp.zeros((1, 1)))
+        >>> weights, state = weighting.update(statistics, weighting.init())
+        >>> print(weights, state.fallbacks)
+        [1.] 1
+    """
     check_num_tasks(num_tasks)
     solve = full_precision(solve)
 
