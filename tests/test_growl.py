@@ -332,6 +332,18 @@ def test_paper_mode_acts_once_per_epoch_with_step_one_and_caps():
     np.testing.assert_allclose(norms_of(new), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_updates_of_another_dtype_than_the_parameters(every):
+    """Zero rows need steps as exact as the parameters."""
+    tx = sparsity.growl(0.1, every=every)
+    for kernel, update in ((jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)):
+        params = jax.eval_shape(lambda d=kernel: {"kernel": jnp.ones((9, 2), d)})
+        updates = jax.eval_shape(lambda d=update: {"kernel": jnp.ones((9, 2), d)})
+        state = jax.eval_shape(tx.init, params)
+        steps, _ = jax.eval_shape(tx.update, updates, state, params)
+        assert steps["kernel"].dtype == kernel
+
+
 def test_zero_rows_stay_zero():
     params = params_of()
     params["dense"]["kernel"] = params["dense"]["kernel"].at[jnp.array([1, 4])].set(0)
@@ -361,6 +373,9 @@ def test_bad_input():
         sparsity.growl_prox(rows, theta[:2])
     with pytest.raises(ValueError, match="step must lie in"):
         sparsity.growl_prox(rows, theta, step=-1.0)
+    with pytest.raises(ValueError, match="take method='pav'"):
+        linear = sparsity.growl_theta(3, pattern="linear")
+        sparsity.growl_prox(rows, linear, method="spike")
     with pytest.raises(ValueError, match="beta2 must lie in"):
         sparsity.growl_theta(3, beta2=-0.1)
     with pytest.raises(ValueError, match="both 0"):

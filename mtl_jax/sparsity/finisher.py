@@ -166,7 +166,8 @@ def growl(
             updates, sparsity = lax.cond(
                 count % every == 0,
                 finish,
-                lambda same: (same, state.row_sparsity),
+                # Of the dtypes that steps to zero rows need to be exact.
+                lambda same: (_as_steps(same, params, chosen), state.row_sparsity),
                 updates,
             )
         return updates, GrowlState(count, sparsity)
@@ -188,6 +189,13 @@ def _steps_to(
     """The updates that lead to ``new`` in the chosen leaves; ``p + (0 - p)`` is exact."""
     return jax.tree.map(
         lambda mark, n, p, u: n - p if mark else u, chosen, new, params, updates
+    )
+
+
+def _as_steps(updates: ArrayTree, params: ArrayTree, chosen: ArrayTree) -> ArrayTree:
+    """The same updates in the dtypes of :func:`_steps_to`."""
+    return jax.tree.map(
+        lambda mark, u, p: u.astype(p.dtype) if mark else u, chosen, updates, params
     )
 
 

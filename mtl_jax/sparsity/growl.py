@@ -114,15 +114,16 @@ def growl_prox(
         rows: ``W``, ``(n, d)``; :func:`jax.vmap` it over layers of one shape.
         theta: :math:`\theta`, ``(n,)``, see :func:`growl_theta`.
         step: :math:`\eta \ge 0`, scalar, may be traced.
-        method: ``"pav"``, pooling of adjacent violators; ``"spike"``, the closed form;
-            ``"auto"``, the closed form where ``theta`` is known to be a spike.
+        method: ``"pav"``, pooling of adjacent violators; ``"spike"``, the closed form (a
+            traced ``theta`` must be one, unchecked); ``"auto"``, the closed form where
+            ``theta`` is known to be a spike.
 
     Returns:
         ``(n, d)`` in the dtype of ``rows``.
 
     Raises:
         ValueError: for shapes that do not fit, weights that rise or are negative, a
-            negative step, or an unknown method.
+            negative step, or a method that is unknown or does not fit the weights.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -137,6 +138,11 @@ def growl_prox(
     check_choice("method", method, METHODS)
     check_range("step", step, 0)
     theta, spike = _check_theta(rows, theta)
+    if method == "spike" and not spike and not isinstance(theta, Tracer):
+        raise ValueError(
+            "method='spike' needs weights that are equal from the second on, got "
+            f"{theta.tolist()}; take method='pav'"
+        )
     norms = row_norms(rows)
     amounts = jnp.asarray(theta, norms.dtype) * jnp.asarray(step, norms.dtype)
     order = jnp.argsort(-norms, stable=True)

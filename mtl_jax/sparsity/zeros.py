@@ -35,6 +35,9 @@ def keep_zero_rows(layers: LayersSpec = None) -> optax.GradientTransformation:
     Args:
         layers: which kernels, see ``LayersSpec``.
 
+    Returns:
+        ``optax.GradientTransformation``; ``update`` needs ``params``.
+
     Raises:
         ValueError: from ``init`` if ``layers`` chooses nothing; from ``update`` without
             ``params``.
