@@ -325,6 +325,8 @@ def test_lsuv_of_any_module():
     x = jnp.asarray(np.random.default_rng(5).normal(size=(16, 6, 6, 2)), jnp.float32)
     variables = jax.eval_shape(Net().init, KEY, x)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables["params"])
+    dead = lsuv(Net(), params, {}, 0 * x)  # no deviation can be made 1
+    np.testing.assert_allclose(np.square(dead["b"]["kernel"]).sum(), 4, rtol=1e-5)
     out = lsuv(Net(), params, {}, 3 * x + 1)
     conv = nn.Conv(4, (3, 3)).apply({"params": out["b"]}, 3 * x + 1)
     dense = Net().apply({"params": out}, 3 * x + 1)

@@ -30,7 +30,7 @@ def lsuv(
        Gaussian matrix with one row per output), the ``bias`` beside it zero.
     2. Layer by layer, in the order of execution, in evaluation mode: while the standard
        deviation of the layer's output differs from 1 by more than ``tolerance``, its
-       kernel is divided by that deviation.
+       kernel is divided by that deviation. Constant outputs (dead inputs) stay.
 
     The output is that of the layer's own ``__call__`` (``nn.Dense``, ``nn.Conv``, …), so
     before pool and activation; of the fused layers of :mod:`mtl_jax.models` the
@@ -80,7 +80,7 @@ def lsuv(
         x = batch(index)
         for _ in range(max_corrections):
             found = np.asarray(deviations(params, model_state, x)["/".join(path)])
-            far = np.abs(found - 1) > tolerance
+            far = (np.abs(found - 1) > tolerance) & (found > 0)
             if not far.any():
                 break
             factor = np.where(far, 1 / (found + 1e-8), 1)

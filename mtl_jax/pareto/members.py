@@ -25,6 +25,9 @@ def stack_members(members: Sequence[ArrayTree]) -> ArrayTree:
     Args:
         members: one or more pytrees of one structure, floating point.
 
+    Returns:
+        leaves ``(M, *p)``, arrays of JAX.
+
     Raises:
         ValueError: naming the first leaf in which two members differ, or for none.
 
