@@ -19,6 +19,7 @@ from mtl_jax.data.multi_mnist import (
     load_multi_mnist_3,
     standardize,
 )
+from mtl_jax.data.qm9 import MoleculeData, MoleculeInputs, MoleculeSplit, load_qm9
 from mtl_jax.data.recipes import CONSTRUCTIONS, compose
 from mtl_jax.data.toy import TOY_STARTS, toy_losses, toy_pareto_set
 from mtl_jax.data.utkface import FaceData, FaceSplit, FaceTargets, load_utkface
@@ -37,6 +38,9 @@ __all__ = [
     "FaceData",
     "FaceSplit",
     "FaceTargets",
+    "MoleculeData",
+    "MoleculeInputs",
+    "MoleculeSplit",
     "MultiTaskData",
     "Split",
     "TabularData",
@@ -47,6 +51,7 @@ __all__ = [
     "load_digits",
     "load_multi_mnist",
     "load_multi_mnist_3",
+    "load_qm9",
     "load_utkface",
     "overlay_digits",
     "random_rotation",

@@ -11,6 +11,7 @@ from mtl_jax.models.losses import accuracy, cross_entropy, mixed_errors, mixed_l
 from mtl_jax.models.lsuv import lsuv
 from mtl_jax.models.mdmtn import MDMTN
 from mtl_jax.models.mini_lenet import MiniEncoder, MiniLeNet
+from mtl_jax.models.mpnn import MPNN, GraphBatch, pair_features
 from mtl_jax.models.mtan import MTAN
 from mtl_jax.models.ray import RayChannels
 from mtl_jax.models.resnet import ResNet18, ResNet18Encoder
@@ -21,12 +22,14 @@ from mtl_jax.models.utkface import NamedHeads, UTKFaceNet
 __all__ = [
     "KDMTL",
     "MDMTN",
+    "MPNN",
     "MTAN",
     "CensusMLP",
     "ConvBlock",
     "DenseEncoder",
     "Encoder",
     "FunctionalModel",
+    "GraphBatch",
     "HardSharing",
     "Heads",
     "LeNet",
@@ -49,4 +52,5 @@ __all__ = [
     "lsuv",
     "mixed_errors",
     "mixed_losses",
+    "pair_features",
 ]

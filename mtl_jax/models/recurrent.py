@@ -1,0 +1,94 @@
+"""Recurrent parts of the message-passing network, as PyTorch defines them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtl_jax._types import Array
+from mtl_jax.models.heads import fan_in_uniform
+
+
+class GRUCell(nn.Module):
+    r"""One step of a gated recurrent unit: ``(x (..., d), h (..., d)) -> h (..., d)``.
+
+    .. math:: h' = (1 - u) \odot \tanh(W_n x + b_n + r \odot (U_n h + c_n)) + u \odot h
+
+    with the gates ``r`` and ``u`` (sigmoids of affine functions of both). As in PyTorch,
+    and unlike flax's cell, inputs and states have a bias each and weights start as
+    ``U(-1/sqrt(d), 1/sqrt(d))``.
+    """
+
+    features: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, h: Array) -> Array:
+        size = 3 * self.features
+        from_input = gates(self, "input", x, size, self.features)
+        from_state = gates(self, "state", h, size, self.features)
+        x_reset, x_update, x_new = jnp.split(from_input, 3, axis=-1)
+        h_reset, h_update, h_new = jnp.split(from_state, 3, axis=-1)
+        reset = jax.nn.sigmoid(x_reset + h_reset)
+        update = jax.nn.sigmoid(x_update + h_update)
+        new = jnp.tanh(x_new + reset * h_new)
+        return new + update * (h - new)
+
+
+class Set2Set(nn.Module):
+    r"""Order-free readout of a set: ``(x (B, N, d), mask (B, N)) -> (B, 2d)``.
+
+    .. math:: q = \mathrm{LSTM}(q^*), \quad a = \mathrm{softmax}_i(x_i \cdot q), \quad
+              q^* = \Bigl[q, \sum_i a_i x_i\Bigr]
+
+    repeated ``steps`` times from zero. References: Vinyals, Bengio and Kudlur, 2015,
+    arXiv:1511.06391
+    """
+
+    features: int
+    steps: int = 3
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> Array:
+        width = self.features
+        query = jnp.zeros((x.shape[0], 2 * width), x.dtype)
+        h = cell = jnp.zeros((x.shape[0], width), x.dtype)
+        lstm = LSTMCell(width, self.param_dtype, name="lstm")
+        for _ in range(self.steps):
+            h, cell = lstm(query, h, cell)
+            scores = jnp.einsum("bnd,bd->bn", x, h)
+            least = jnp.finfo(scores.dtype).min  # not -inf: an empty set reads zero
+            weights = jax.nn.softmax(jnp.where(mask, scores, least), axis=1)
+            read = jnp.einsum("bn,bnd->bd", weights, x)
+            query = jnp.concatenate([h, read], -1)
+        return query
+
+
+class LSTMCell(nn.Module):
+    """One step of an LSTM: ``(x, h, cell) -> (h, cell)``, gates as in PyTorch."""
+
+    features: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, h: Array, cell: Array) -> tuple[Array, Array]:
+        size = 4 * self.features
+        total = gates(self, "input", x, size, self.features)
+        total += gates(self, "state", h, size, self.features)
+        enter, forget, new, leave = jnp.split(total, 4, axis=-1)
+        kept = jax.nn.sigmoid(forget) * cell
+        cell = kept + jax.nn.sigmoid(enter) * jnp.tanh(new)
+        return jax.nn.sigmoid(leave) * jnp.tanh(cell), cell
+
+
+def gates(module: nn.Module, name: str, x: Array, size: int, width: int) -> Array:
+    """Affine function of ``x`` with parameters ``NAME_kernel`` and ``NAME_bias``."""
+    uniform = fan_in_uniform(width)
+    dtype = getattr(module, "param_dtype", jnp.float32)
+    kernel = module.param(f"{name}_kernel", uniform, (x.shape[-1], size), dtype)
+    bias = module.param(f"{name}_bias", uniform, (size,), dtype)
+    return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
