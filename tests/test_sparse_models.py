@@ -96,13 +96,21 @@ def test_rows_and_attainable_sparsity_are_those_of_the_paper():
     ]
     for network, total, cap, share in cases:
         params, _ = shapes_of(network)
-        params.pop("fusion", None)
         params = jax.tree.map(np.asarray, numbers_like(params))
         stats = sparsity.sparsity_stats(params)
         assert stats == (total, 0, total)
         chosen = sparsity.zero_rows(params)  # the default leaves out first convolutions
         most = sum(int(cap * mask.size) for mask in chosen.values())
         assert 100 * most / total == pytest.approx(share, abs=0.01)
+
+
+def test_fusion_weights_are_no_kernel():
+    """With four tasks they have as many rows as the smallest layers that are chosen."""
+    params, _ = shapes_of(MDMTN(4))
+    assert params["fusion"].shape == (4, 2)
+    for layers in (None, lambda path: True):
+        chosen = sparsity.select_layers(params, layers)
+        assert not chosen["fusion"] and chosen["encoder"]["dense"]["kernel"]
 
 
 def test_monitors_are_task_specific():

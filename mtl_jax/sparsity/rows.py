@@ -17,11 +17,15 @@ LayersSpec = ArrayTree | Callable[[str], bool] | None
 kernel's path, e.g. ``lambda path: path.startswith("encoder/")``, or ``None``: all kernels
 outside ``heads/`` with more than three rows (which leaves out convolutions of images)."""
 
-_VECTORS = ("bias", "scale")  # stacked per task they have rank 2, and are no kernels
+# Of rank 2 where stacked per task, and no kernels all the same.
+_VECTORS = ("bias", "scale", "fusion")
 
 
 def is_kernel(path: tuple, leaf: Any) -> bool:
-    """Whether a leaf is a kernel: rank 2 to 5 and not called ``bias`` or ``scale``."""
+    """Whether a leaf is a kernel: rank 2 to 5, not called ``bias``, ``scale``, ``fusion``.
+
+    ``fusion`` are the weights ``(T, 2)`` of :class:`mtl_jax.models.MDMTN`.
+    """
     name = tree.path_name(path).rsplit("/", 1)[-1]
     return 2 <= jnp.ndim(leaf) <= 5 and name not in _VECTORS
 
