@@ -176,6 +176,24 @@ def test_paper_mode_follows_the_equality_lagrangian():
     assert float(state.penalty) == 1.0 and not np.asarray(state.total).any()
 
 
+def test_paper_mode_keeps_t_where_an_objective_is_dropped():
+    """Its constraint 0 - t = 0 stays: the multipliers add up to 1 and t does not drift."""
+    weighting = pareto.chebyshev_al_weighting(
+        3, importance=(0.0, 0.5, 0.5), mode="paper", epsilon=0.0, t_learning_rate=0.1
+    )
+    statistics = mtl_jax.Statistics(losses=jnp.array([7.0, 3.0, 3.0]))
+
+    def step(state, _):
+        weights, state = weighting.update(statistics, state)
+        return state, weights
+
+    run = jax.jit(lambda s: jax.lax.scan(step, s, length=90))  # no outer update
+    state, weights = run(weighting.init())
+    np.testing.assert_allclose(weights[-1], [0, 1 / 6, 1 / 6], rtol=1e-5)
+    # Else its slope would be 1/3, and t would fall by 0.1 in every step.
+    assert abs(float(state.t - weighting.init().t)) < 1
+
+
 def test_outer_updates_average_capped():
     weighting = pareto.chebyshev_al_weighting(
         2, importance=(0.5, 0.5), epsilon=0.0, every=2, penalty=0.5, max_penalty=0.75

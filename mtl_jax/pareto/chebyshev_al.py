@@ -96,7 +96,7 @@ def chebyshev_al(
             the *equalities* :math:`H_i = 0`, :math:`m = \lambda + \mu H` without signs or
             cap, :math:`\lambda = 1/T` at first and then :math:`\lambda + \mu \sum H`, the
             constraints *summed* over the batches, and ``t`` drawn from a normal
-            distribution and trained by Adam. With the published :math:`\mu` this is linear
+            distribution and trained by Adam. Dropped objectives stay, as :math:`-t = 0`. With the published :math:`\mu` this is linear
             weighting by :math:`k`: it ends in end points of concave fronts. (Two things
             differ from the release: it takes the sum over the epoch that was best in
             validation, and never clears the gradient of ``t``.)
@@ -192,7 +192,8 @@ def chebyshev_al_weighting(
         active = objectives.active()
         t = jax.random.normal(jax.random.key(seed), dtype=float) if paper else 0.0
         t, zero = jnp.asarray(t, float), jnp.zeros([], jnp.int32)
-        multipliers = active / (num_tasks if paper else jnp.sum(active, dtype=float))
+        counted = jnp.ones_like(active) if paper else active
+        multipliers = counted / jnp.sum(counted, dtype=float)
         return ChebyshevAlState(
             t=t,
             multipliers=multipliers.astype(float),
@@ -244,7 +245,8 @@ def chebyshev_al_weighting(
         )
 
     def _paper_step(h: Array, state: ChebyshevAlState) -> tuple[Array, dict[str, Any]]:
-        constraints = jnp.where(objectives.active(), h - state.t, 0)
+        # Dropped objectives stay in the sums: without them nothing would hold t back.
+        constraints = h - state.t
         multipliers = state.multipliers + state.penalty * constraints
         direction, inner = optimizer.update(
             1 - jnp.sum(multipliers), state.t_optimizer, state.t
