@@ -67,7 +67,8 @@ def pareto_manifold(
               ``window`` points before this step; 1 until there are so many, with one task,
               and while a mean is negative. (The release recomputes them between the
               points of one step.)
-            * ``"full"``: both factors;
+            * ``"full"``: both factors (in the release the norms are those of
+              :math:`\omega_t L_t`, so that :math:`\omega_t` all but cancels);
             * a weighting such as ``mtl_jax.weighting.nash_mtl(T)``: :math:`v_{wt}` times
               its weights for the Gramian and the losses of that point. One state passes
               through the points in turn. No released code has this;

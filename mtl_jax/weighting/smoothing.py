@@ -52,7 +52,8 @@ def cr_mogm(
             strings another call: ``cr_mogm(around='cagrad(c=0.4)')``.
 
     Returns:
-        A weighting that needs what the one inside needs.
+        A weighting that needs what the one inside needs. The first weights are its own
+        (TorchJD averages them with equal ones).
 
     Raises:
         ValueError: if ``alpha`` is out of range.
