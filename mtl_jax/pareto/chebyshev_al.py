@@ -96,10 +96,11 @@ def chebyshev_al(
             the *equalities* :math:`H_i = 0`, :math:`m = \lambda + \mu H` without signs or
             cap, :math:`\lambda = 1/T` at first and then :math:`\lambda + \mu \sum H`, the
             constraints *summed* over the batches, and ``t`` drawn from a normal
-            distribution and trained by Adam. Dropped objectives stay, as :math:`-t = 0`. With the published :math:`\mu` this is linear
-            weighting by :math:`k`: it ends in end points of concave fronts. (Two things
-            differ from the release: it takes the sum over the epoch that was best in
-            validation, and never clears the gradient of ``t``.)
+            distribution and trained by Adam. Dropped objectives stay, as :math:`-t = 0`.
+            With the published :math:`\mu` this is linear weighting by :math:`k`: it ends
+            in end points of concave fronts. (Two things differ from the release: it takes
+            the sum over the epoch that was best in validation, and never clears the
+            gradient of ``t``.)
         t_learning_rate: of ``t`` in the mode ``"paper"``.
         t_decay: factor of that after each outer update, 0.5 for MultiMNIST and 0.98 for
             Cifar10Mnist.
