@@ -18,6 +18,7 @@ STUDIES = {
     "toy": "trajectories on the two-dimensional problem of Nash-MTL's Figure 1",
     "explore": "continuous Pareto exploration: fronts followed with Krylov solves",
     "manifold": "whole Pareto fronts in one training run, and their baselines",
+    "sparse": "sparse networks by weighted Chebyshev training and GrOWL",
     "bench": "step time of every method as a ratio to a plain step",
     "methods": "lists the registered methods",
 }

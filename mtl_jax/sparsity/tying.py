@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from mtl_jax._types import Array, ArrayTree, State
 from mtl_jax.sparsity.rows import from_rows, to_rows
@@ -27,7 +28,7 @@ def tie_rows(rows: Array, labels: Any) -> Array:
 
     Args:
         rows: ``(n, d)``.
-        labels: integers ``(n,)``, a constant of NumPy.
+        labels: integers ``(n,)``; they may be traced, and then go unchecked.
 
     Returns:
         ``(n, d)``.
@@ -40,23 +41,27 @@ def tie_rows(rows: Array, labels: Any) -> Array:
         >>> print(tie_rows(jnp.array([[1.0], [3.0], [9.0], [5.0]]), [0, 0, -1, 1])[:, 0])
         [2. 2. 0. 5.]
     """
-    labels = np.asarray(labels)
-    good = labels.shape == jnp.shape(rows)[:1] and labels.dtype.kind in "iu"
-    if not good or (labels < -1).any():
+    traced = isinstance(labels, Tracer)
+    labels = labels if traced else np.asarray(labels)
+    good = labels.shape == jnp.shape(rows)[:1] and jnp.issubdtype(
+        labels.dtype, jnp.integer
+    )
+    if not good or (not traced and (labels < -1).any()):
         raise ValueError(
             "labels must be integers >= -1, one for each of the "
             f"{jnp.shape(rows)[0]} rows, got shape {labels.shape} and dtype "
             f"{labels.dtype}"
         )
-    live = labels >= 0
-    count = int(labels.max(initial=0)) + 1
-    sizes = np.maximum(np.bincount(labels[live], minlength=count), 1)
+    count = labels.shape[0] if traced else int(labels.max(initial=0)) + 1
+    numbers = jnp.asarray(labels)
+    live = numbers >= 0
     wide = jnp.promote_types(rows.dtype, jnp.float32)
-    safe = np.where(live, labels, 0)
-    kept = jnp.where(jnp.asarray(live)[:, None], rows.astype(wide), 0)
+    safe = jnp.where(live, numbers, 0)
+    kept = jnp.where(live[:, None], rows.astype(wide), 0)
     sums = jax.ops.segment_sum(kept, safe, count)
-    means = sums / jnp.asarray(sizes, wide)[:, None]
-    return jnp.where(jnp.asarray(live)[:, None], means[safe], 0).astype(rows.dtype)
+    sizes = jax.ops.segment_sum(live.astype(wide), safe, count)
+    means = sums / jnp.maximum(sizes, 1)[:, None]
+    return jnp.where(live[:, None], means[safe], 0).astype(rows.dtype)
 
 
 def tie(params: ArrayTree, labels: Labels) -> ArrayTree:
@@ -78,7 +83,9 @@ def tie(params: ArrayTree, labels: Labels) -> ArrayTree:
         name = path_name(path)
         if name not in labels:
             return kernel
-        rows, numbers = to_rows(kernel), np.asarray(labels[name])
+        rows, numbers = to_rows(kernel), labels[name]
+        if not isinstance(numbers, Tracer):
+            numbers = np.asarray(numbers)
         if rows.ndim == 2:
             return from_rows(tie_rows(rows, numbers), kernel.shape)
         if numbers.shape != rows.shape[:2]:
@@ -86,8 +93,9 @@ def tie(params: ArrayTree, labels: Labels) -> ArrayTree:
                 f"labels of {name!r} must have shape {rows.shape[:2]}, got "
                 f"{numbers.shape}"
             )
-        pairs = zip(rows, numbers, strict=True)
-        return from_rows(jnp.stack([tie_rows(*pair) for pair in pairs]), kernel.shape)
+        layers = range(rows.shape[0])
+        tied_rows = [tie_rows(rows[k], numbers[k]) for k in layers]
+        return from_rows(jnp.stack(tied_rows), kernel.shape)
 
     return jax.tree_util.tree_map_with_path(leaf_tie, params)
 
