@@ -163,6 +163,7 @@ def test_krum_with_norms_near_the_end_of_float32():
     [
         "fairgrad(alpha=0)",
         "dualproj(preference=(1, 2))",
+        "dualproj(preference=(0, 0, 0))",
         "config(preference=(1, 1e400, 1))",
         "krum(num_faulty=1)",
         "krum(num_selected=4)",
@@ -176,6 +177,7 @@ def test_krum_with_norms_near_the_end_of_float32():
         "stch(mu=0)",
         "stch(form='soft')",
         "stch(preference=(1, 1, 1))",
+        "stch(form='plain', preference=(1, -1, 1))",
         "stch(window=9, warmup=3)",
         "imtl_l(learning_rate=-1)",
         "famo(weight_decay=-1)",
@@ -190,6 +192,7 @@ def test_krum_with_norms_near_the_end_of_float32():
         "db_mtl(beta=1)",
         "excess_mtl(eta=-1)",
         "auto_lambda(primary=(1, 2))",
+        "auto_lambda(primary=(0, 0, 0))",
         "moml(learning_rate=-1)",
     ],
 )

@@ -46,6 +46,9 @@ def monitor(
         "cosines")`` reads a field of its state wherever it is in a chain, and
         ``"weights"`` the method's, if it has weights.
 
+    Raises:
+        ValueError: from ``update``, for wrong shapes.
+
     Examples:
         >>> import jax.numpy as jnp, mtl_jax, optax
         >>> method = mtl_jax.monitor(mtl_jax.ls(2), num_tasks=2)

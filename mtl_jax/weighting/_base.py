@@ -98,6 +98,25 @@ def static_weights(
     return array
 
 
+def preference_weights(
+    name: str,
+    weights: Sequence[float] | Array | None,
+    num_tasks: int,
+    default: float,
+) -> np.ndarray | Array:
+    """As :func:`static_weights`, for numbers that say how much each task counts.
+
+    Raises:
+        ValueError: also for negative numbers, or zeros only (arrays of JAX go unchecked).
+    """
+    given = static_weights(name, weights, num_tasks, default)
+    if isinstance(given, np.ndarray) and ((given < 0).any() or not given.any()):
+        raise ValueError(
+            f"{name} must be non-negative numbers, not all zero, got {given.tolist()}"
+        )
+    return given
+
+
 def stateless(num_tasks: int, weights_of: Callable[[Statistics], Array]) -> Weighting:
     """Makes a weighting of a pure function of the statistics.
 

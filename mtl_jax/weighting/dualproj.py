@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mtl_jax._types import Array, Solution, Statistics, Weighting, check_num_tasks
 from mtl_jax.solvers import dual_cone_weights
-from mtl_jax.weighting._base import from_solver, gram_of, static_weights
+from mtl_jax.weighting._base import from_solver, gram_of, preference_weights
 
 
 def dualproj(
@@ -23,16 +23,16 @@ def dualproj(
 
     Args:
         num_tasks: number of tasks ``T``.
-        preference: :math:`\pi`, ``T`` non-negative numbers; ``1/T`` each by default. With
-            one task preferred and the others as constraints this is gradient episodic
-            memory.
+        preference: :math:`\pi`, ``T`` non-negative numbers, not all zero; ``1/T`` each by
+            default. With one task preferred and the others as constraints this is
+            gradient episodic memory.
 
     Returns:
         A weighting that needs the Gramian. The projection is exact (TorchJD adds 1e-4 to
         the diagonal of the trace-normalised Gramian, which bends the answer).
 
     Raises:
-        ValueError: for a wrong number of preferences.
+        ValueError: for other preferences.
 
     Examples:
         >>> import jax.numpy as jnp, mtl_jax
@@ -47,7 +47,7 @@ def dualproj(
         arXiv:1706.08840
     """
     check_num_tasks(num_tasks)
-    given = static_weights("preference", preference, num_tasks, 1.0 / num_tasks)
+    given = preference_weights("preference", preference, num_tasks, 1.0 / num_tasks)
 
     def solve(statistics: Statistics) -> Solution:
         gram = gram_of(statistics, num_tasks, "dualproj")

@@ -22,7 +22,7 @@ from mtl_jax.solvers.scaling import full_precision
 from mtl_jax.weighting._base import (
     cross_gram_of,
     descend,
-    static_weights,
+    preference_weights,
     through_softmax,
 )
 
@@ -58,7 +58,8 @@ def auto_lambda(
     Args:
         num_tasks: number of tasks ``T``.
         learning_rate: Adam's learning rate for the logits.
-        primary: :math:`\pi`, ``T`` numbers, 0 for auxiliary tasks; ones by default.
+        primary: :math:`\pi`, ``T`` non-negative numbers, 0 for auxiliary tasks; ones by
+            default.
 
     Returns:
         A weighting for ``update(..., held_out=H)``, task gradients ``(T, *p)`` on a
@@ -82,7 +83,7 @@ def auto_lambda(
         arXiv:2202.03091
     """
     check_num_tasks(num_tasks)
-    given = static_weights("primary", primary, num_tasks, 1.0)
+    given = preference_weights("primary", primary, num_tasks, 1.0)
 
     def direction(products: Array, weights: Array) -> Array:
         rates = jnp.asarray(given, products.dtype) @ products

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
 from mtl_jax._types import Array, Statistics, Weighting, check_num_tasks, check_range
-from mtl_jax.weighting._base import losses_of, stateless, static_weights
+from mtl_jax.weighting._base import (
+    losses_of,
+    preference_weights,
+    stateless,
+    static_weights,
+)
 
 
 def pbi(
@@ -53,12 +57,7 @@ def pbi(
     """
     check_num_tasks(num_tasks)
     check_range("theta", theta, 0)
-    given = static_weights("preference", preference, num_tasks, 1.0)
-    if not isinstance(given, jax.Array) and ((given < 0).any() or not given.any()):
-        raise ValueError(
-            "preference must be non-negative numbers, not all zero, got "
-            f"{given.tolist()}"
-        )
+    given = preference_weights("preference", preference, num_tasks, 1.0)
     origin = static_weights("ideal", ideal, num_tasks, 0.0)
 
     def weights_of(statistics: Statistics) -> Array:

@@ -17,7 +17,7 @@ from mtl_jax._types import (
     check_range,
 )
 from mtl_jax.solvers.projection import safe_softmax
-from mtl_jax.weighting._base import losses_of, static_weights
+from mtl_jax.weighting._base import losses_of, preference_weights
 
 
 class StchState(NamedTuple):
@@ -52,7 +52,8 @@ def stch(
             (the paper's formula with the ideal point zero, and TorchJD).
         warmup: steps before the weights turn on; LibMTL: four epochs and the next.
         window: how many of these last steps the nadir is the mean of; LibMTL: one epoch.
-        preference: :math:`\pi` of ``"plain"``, ``T`` numbers, ``1/T`` each by default.
+        preference: :math:`\pi` of ``"plain"``, ``T`` non-negative numbers, not all zero;
+            ``1/T`` each by default.
 
     Returns:
         A weighting that needs the losses. ``"log"`` needs positive ones: while any is not
@@ -79,7 +80,7 @@ def stch(
     check_range("warmup", warmup, window if isinstance(window, int) else 1)
     if form == "log" and preference is not None:
         raise ValueError("stch takes a preference with form='plain' only")
-    given = static_weights("preference", preference, num_tasks, 1.0 / num_tasks)
+    given = preference_weights("preference", preference, num_tasks, 1.0 / num_tasks)
 
     def init() -> StchState:
         return StchState(jnp.zeros(num_tasks, float), jnp.zeros([], jnp.int32))
