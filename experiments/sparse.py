@@ -185,11 +185,11 @@ def check(config: SparseConfig) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        counted = field.type in ("int", "int | None") and field.name != "data_seed"
-        if counted and value is not None and not value >= 1:
-            raise ValueError(f"{field.name} must be >= 1, got {value}")
         if field.name.endswith("_rate") and not 0 < value < math.inf:
             raise ValueError(f"{field.name} must be positive and finite, got {value}")
+        counted = field.type in ("int", "int | None") and field.name != "data_seed"
+        if counted and value is not None and value < 1:
+            raise ValueError(f"{field.name} must be >= 1, got {value}")
     if not 0 < config.decay <= 1:
         raise ValueError(f"decay must lie in (0, 1], got {config.decay}")
     for name in ("epsilon", "growl_strength", "front_epsilon"):
