@@ -98,10 +98,11 @@ def set2set(p, x, steps=2):
 
 def reference(params, nodes, edges):
     p, heads = params["encoder"], params["heads"]["out"]
+    r = p["round"]
     h = relu(nodes @ p["embed"]["kernel"] + p["embed"]["bias"])
     for _ in range(2):
         h = gru(
-            p["gru"], relu(nn_conv(p["conv"], p["edge_units"]["dense"], h, edges)), h
+            r["gru"], relu(nn_conv(r["conv"], p["edge_units"]["dense"], h, edges)), h
         )
     z = set2set(p["readout"]["lstm"], h) @ p["dense"]["kernel"] + p["dense"]["bias"]
     return np.array(
@@ -189,7 +190,11 @@ def test_parameters_of_the_protocol():
     params, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
     sizes = {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
-        for name, part in {**params["encoder"], "heads": params["heads"]}.items()
+        for name, part in {
+            **params["encoder"].pop("round"),
+            **params["encoder"],
+            "heads": params["heads"],
+        }.items()
     }
     # As PyTorch and PyTorch Geometric count them.
     assert sizes == {

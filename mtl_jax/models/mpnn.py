@@ -44,9 +44,9 @@ class MPNN(nn.Module):
     ============================================= ===========
     ``embed``, dense 11 to 64                     768
     ``edge_units``, dense 5 to 128                768
-    ``conv``, dense 128 to 64 x 64                528,384
-    ``conv``, root weight and bias                4,160
-    ``gru``                                       24,960
+    ``round/conv``, dense 128 to 64 x 64          528,384
+    ``round/conv``, root weight and bias          4,160
+    ``round/gru``                                 24,960
     ``readout``, Set2Set: an LSTM 128 to 64       49,664
     ``dense``, 128 to 64                          8,256
     ``heads``, 65 each                            715 (T = 11)
@@ -139,14 +139,33 @@ class MPNNEncoder(nn.Module):
         state = nn.relu(dense(width, nodes.shape[-1], dtype, "embed")(nodes))
         state = jnp.where(mask[..., None], state, 0)
         units = EdgeUnits(self.edge_hidden, dtype, name="edge_units")
-        conv = NNConv(width, self.order, dtype, name="conv")
-        gru = GRUCell(width, dtype, name="gru")
-        weights = units(edges, mask)  # the same in all rounds
-        for _ in range(self.rounds):
-            message = nn.relu(conv(state, weights, mask))
-            state = jnp.where(mask[..., None], gru(message, state), 0)
+        # A loop, because unrolled rounds take XLA three times as long to compile.
+        rounds = nn.scan(
+            MPNNRound,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.rounds,
+        )(width, self.order, dtype, name="round")
+        # What the edges do is the same in all rounds.
+        state, _ = rounds(state, units(edges, mask), mask)
         pooled = Set2Set(width, self.readout_steps, dtype, name="readout")(state, mask)
         return nn.relu(dense(width, 2 * width, dtype, "dense")(pooled))
+
+
+class MPNNRound(nn.Module):
+    """One round: ``(state (B, N, d), edge_units (B, N, N, K), mask) -> (state, None)``."""
+
+    features: int
+    order: str = "nodes_first"
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, state: Array, edge_units: Array, mask: Array) -> Any:
+        conv = NNConv(self.features, self.order, self.param_dtype, name="conv")
+        message = nn.relu(conv(state, edge_units, mask))
+        state = GRUCell(self.features, self.param_dtype, name="gru")(message, state)
+        return jnp.where(mask[..., None], state, 0), None
 
 
 def _check(batch: GraphBatch) -> None:

@@ -57,14 +57,22 @@ class Set2Set(nn.Module):
         width = self.features
         query = jnp.zeros((x.shape[0], 2 * width), x.dtype)
         h = cell = jnp.zeros((x.shape[0], width), x.dtype)
+        least = jnp.finfo(x.dtype).min  # not -inf: an empty set reads zero
+
+        def step(lstm: LSTMCell, carry: Any, _: Any) -> tuple[Any, None]:
+            h, cell = lstm(*carry)
+            scores = jnp.where(mask, jnp.einsum("bnd,bd->bn", x, h), least)
+            read = jnp.einsum("bn,bnd->bd", jax.nn.softmax(scores, axis=1), x)
+            return (jnp.concatenate([h, read], -1), h, cell), None
+
         lstm = LSTMCell(width, self.param_dtype, name="lstm")
-        for _ in range(self.steps):
-            h, cell = lstm(query, h, cell)
-            scores = jnp.einsum("bnd,bd->bn", x, h)
-            least = jnp.finfo(scores.dtype).min  # not -inf: an empty set reads zero
-            weights = jax.nn.softmax(jnp.where(mask, scores, least), axis=1)
-            read = jnp.einsum("bn,bnd->bd", weights, x)
-            query = jnp.concatenate([h, read], -1)
+        steps = nn.scan(
+            step,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            length=self.steps,
+        )
+        (query, _, _), _ = steps(lstm, (query, h, cell), None)
         return query
 
 
