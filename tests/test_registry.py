@@ -19,6 +19,7 @@ def test_every_method_is_public_and_documented():
         signature = inspect.signature(spec.factory)
         first, *options = signature.parameters.values()
         assert first.name == "num_tasks"
+        assert signature.return_annotation == "optax.GradientTransformationExtraArgs"
         assert all(option.kind is option.KEYWORD_ONLY for option in options)
 
 

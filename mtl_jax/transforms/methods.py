@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -29,6 +30,11 @@ def _lift(
     name = factory.__name__
     summary, _, rest = (factory.__doc__ or "").partition("\n\n")
     method.__module__ = __name__
+    returns = "optax.GradientTransformationExtraArgs"
+    method.__annotations__ = {**factory.__annotations__, "return": returns}
+    method.__dict__["__signature__"] = inspect.signature(factory).replace(
+        return_annotation=returns
+    )
     method.__doc__ = (
         f"{summary}\n\n    A transformation from task gradients ``(T, *p)`` to one update "
         f"``(*p)``:\n    :func:`mtl_jax.aggregate` of :func:`mtl_jax.weighting.{name}`, "
