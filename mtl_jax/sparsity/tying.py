@@ -103,7 +103,8 @@ def tie(params: ArrayTree, labels: Labels) -> ArrayTree:
 def tied(labels: Labels) -> optax.GradientTransformation:
     """Keeps rows tied: the last transformation of a chain projects every step.
 
-    With ``optax.sgd`` this is gradient descent over the clusters' centroids. Begin with
+    With ``optax.sgd`` each cluster's centroid moves against the mean of its rows'
+    gradients (their sum is the gradient with respect to a stored centroid). Begin with
     ``tie(params, labels)``, and tie again after training if rows of a cluster shall be
     equal to the last bit. (The released code ties once per epoch, and zero rows with the
     others, which makes them non-zero.)
