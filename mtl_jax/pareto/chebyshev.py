@@ -30,7 +30,8 @@ class ChebyshevState(NamedTuple):
     """Multipliers of the last step's constraints, on the simplex, ``(T,)``; equal before
     the first."""
     fallbacks: Array
-    """How often the solver failed and equal multipliers were used, int32 ``()``."""
+    """How often the solver failed, int32 ``()``: its last iterate was used, or equal
+    multipliers where its input was not finite."""
     below_reference: Array
     """Steps in which a loss lay below its reference, int32 ``()``."""
 
