@@ -19,6 +19,7 @@ STUDIES = {
     "explore": "continuous Pareto exploration: fronts followed with Krylov solves",
     "manifold": "whole Pareto fronts in one training run, and their baselines",
     "sparse": "sparse networks by weighted Chebyshev training and GrOWL",
+    "qm9": "eleven properties of molecules: methods on Nash-MTL's QM9 benchmark",
     "bench": "step time of every method as a ratio to a plain step",
     "methods": "lists the registered methods",
 }
