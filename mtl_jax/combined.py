@@ -72,7 +72,9 @@ def value_and_combined_grad(
     Args:
         losses_fn: as for :func:`mtl_jax.value_and_task_grads`, or a
             :class:`mtl_jax.Split`.
-        weighting: from :mod:`mtl_jax.weighting`.
+        weighting: from :mod:`mtl_jax.weighting`. What :func:`mtl_jax.aggregate` takes of
+            other batches (``held_out``, ``independent``, ``revisited_losses``) is not
+            known here: the batch at hand stands in.
         argnums: which positional argument(s) to differentiate, as in ``jax.grad``.
         has_aux: whether ``losses_fn`` returns a pair ``(losses, aux)``.
         strategy: where the Gramian comes from:

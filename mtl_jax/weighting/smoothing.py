@@ -112,6 +112,9 @@ def every_k(weighting: Weighting, k: int) -> Weighting:
 
     Returns:
         A weighting that needs what the one inside needs. Under ``vmap`` nothing is skipped.
+        The one inside sees every ``k``-th step only: DWA, FAMO and others that learn from
+        step to step learn ``k`` times more slowly, and FAMO's ``revisited_losses`` would
+        have to be those of the batch ``k`` steps before.
 
     Raises:
         ValueError: unless ``k`` is a Python integer >= 1.
