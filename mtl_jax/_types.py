@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -80,16 +81,17 @@ def check_range(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raises ``ValueError`` unless the Python number ``value`` lies in the interval.
+    """Raises ``ValueError`` unless the number ``value`` (of Python or NumPy) lies in it.
 
     Arrays and tracers pass unchecked, so that ``optax.inject_hyperparams`` works.
     """
     if isinstance(value, jax.Array):
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    above = value > low if open_low else value >= low
-    below = value < high if open_high else value <= high
+    number = float(value)
+    above = number > low if open_low else number >= low
+    below = number < high if open_high else number <= high
     if not (above and below):
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value}")

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 
 import mtl_jax
@@ -78,6 +79,14 @@ def test_bad_call_strings_give_one_sentence(call, message):
 def test_bad_hyper_parameters_are_refused_at_construction(call):
     with pytest.raises(ValueError):
         mtl_jax.build(call, 2)
+
+
+def test_numbers_of_numpy_are_numbers():
+    mtl_jax.fairgrad(2, alpha=np.float32(0.5))
+    mtl_jax.famo(2, weight_decay=np.int64(0))
+    for bad in (np.float32(-1), np.float32("nan"), np.bool_(True), 1j, None):
+        with pytest.raises(ValueError, match="alpha must"):
+            mtl_jax.fairgrad(2, alpha=bad)
 
 
 def test_build_weighting_refuses_elementwise_rules():
