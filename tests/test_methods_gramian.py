@@ -257,6 +257,22 @@ def test_fair_weights_on_families(num_tasks, dtype):
     assert error < (1e-6 if dtype == "float32" else 1e-14) * num_tasks, error
 
 
+def test_fair_weights_too_small_for_the_dtype_do_not_stop_the_others():
+    """With alpha 20 a weight falls to 500^-20; the others are those without that task."""
+    jacobian = np.eye(4)
+    jacobian[1, :2] = 1e3 * np.array([0.5, 0.75**0.5])
+    jacobian[2] *= 2
+    jacobian[3, [0, 3]] = 1e3 * np.array([0.5, 0.75**0.5])
+    gram = jnp.asarray(jacobian @ jacobian.T, jnp.float32)
+    solution = fair_solver(4, "float32")(
+        jnp.tile(gram, (35, 1, 1)), jnp.full(35, 20, jnp.float32)
+    )
+    assert solution.ok.all()
+    weights = np.asarray(solution.value)[0]
+    np.testing.assert_allclose(weights[[0, 2]], [1, 2 ** (-40 / 21)], rtol=1e-5)
+    assert (weights[[1, 3]] < 1e-25).all()
+
+
 def test_fair_weights_are_finite_where_there_is_no_solution():
     a, b = np.random.default_rng(0).normal(size=(2, 9))
     rows = [

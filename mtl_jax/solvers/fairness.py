@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import lax
 
 from mtl_jax._types import Array, Solution, check_range
+from mtl_jax.solvers.newton import damped_newton, newton_step
 from mtl_jax.solvers.scaling import check_gram, full_precision, scale_gram
 
-
-class _Loop(NamedTuple):
-    lengths: Array
-    change: Array
-    iterations: Array
-    converged: Array
-    done: Array
+FULL = 0.1
+"""Largest relative change of a length below which full steps converge quadratically."""
 
 
 @full_precision
@@ -41,9 +35,10 @@ def fair_weights(
     Args:
         gram: Gramian ``M = J Jᵀ``, ``(T, T)``.
         alpha: ``> 0``; 1 gives Nash bargaining (``nash_weights`` is faster there), large
-            values the direction of the min-norm point, small ones equal weights. In
-            float32 best below 10: weights of tasks that do not count in the min-norm
-            point fall like a power ``alpha``.
+            values the direction of the min-norm point, small ones equal weights. Weights
+            of tasks that do not count in the min-norm point fall like a power ``alpha``;
+            where they would leave the dtype's range (1e-31 of the others in float32) they
+            stay there, or are zero.
         max_iterations: bound on the Newton steps, each a ``T x T`` Cholesky.
 
     Returns:
@@ -77,6 +72,7 @@ def fair_weights(
     start = jnp.where(scaled.nonzero, scaled.norms / largest, 1) ** power
     unit = jnp.sqrt(start @ start)
     start = start / unit
+    least = jnp.asarray(float(jnp.finfo(dtype).tiny) ** 0.8, dtype)
     ridge = jnp.square(jnp.asarray(1e-10 if dtype == jnp.float64 else 1e-6, dtype))
 
     def factors_of(x: Array) -> Array:
@@ -92,8 +88,7 @@ def fair_weights(
             curved, jnp.expm1(safe * log) / safe, log + (1 - q) / 2 * log**2
         )
 
-    def body(loop: _Loop) -> _Loop:
-        y = loop.lengths
+    def step_from(y: Array) -> tuple[Array, Array]:
         # d^(q-1) y^(1-q) in units in which the start has norm one.
         gains = start**2 * (y / start) ** (1 - q)
         product, norm = cosines @ y, y @ y
@@ -110,16 +105,10 @@ def fair_weights(
         curvature = cosines + ridge * (norm * identity + 2 * y[:, None] * y[None, :])
         scale = y * lax.rsqrt(gains)
         hessian = q * identity + scale[:, None] * curvature * scale[None, :]
-        factor = lax.linalg.cholesky(hessian, symmetrize_input=False)
-        half = lax.linalg.triangular_solve(
-            factor,
-            (residual * lax.rsqrt(gains))[:, None],
-            left_side=True,
-            lower=True,
-        )
-        ratio = -lax.linalg.triangular_solve(
-            factor, half, left_side=True, lower=True, transpose_a=True
-        )[:, 0] * lax.rsqrt(gains)
+        ratio, _ = newton_step(hessian, residual * lax.rsqrt(gains))
+        ratio = ratio * lax.rsqrt(gains)
+        # What has left the dtype's range no longer counts, and may stay where it is.
+        ratio = jnp.where((y <= 2 * least) & (ratio < 0), 0, ratio)
         change = jnp.max(jnp.abs(ratio))
 
         # Every length moves on its own scale: a few may have to shrink by many orders.
@@ -133,40 +122,22 @@ def fair_weights(
             + ridge / 4 * jnp.square(norms)
             - gains_of(factors) @ gains
         )
-        full = change < 0.1
-        best = jnp.where(full, factors_of(ratio), factors[jnp.argmin(values)])
-        moved = y * best
+        # Close to the solution plain Newton steps: a bent one would leave its square in
+        # the directions in which the Hessian is stiff.
+        best = jnp.where(change < FULL, 1 + ratio, factors[jnp.argmin(values)])
+        return jnp.maximum(y * best, least), change
 
-        broken = ~jnp.all(jnp.isfinite(moved) & (moved > 0))
-        settled = full & (loop.change < 0.1) & (change > loop.change / 2)
-        converged = ~broken & ((change <= tolerance) | settled)
-        return _Loop(
-            jnp.where(broken, loop.lengths, moved),
-            change,
-            loop.iterations + 1,
-            converged,
-            converged | broken,
-        )
-
-    def unfinished(loop: _Loop) -> Array:
-        return ~loop.done & (loop.iterations < max_iterations)
-
-    false = jnp.asarray(False)
-    loop = lax.while_loop(
-        unfinished,
-        body,
-        _Loop(
-            start,
-            jnp.asarray(jnp.inf, dtype),
-            jnp.asarray(0, jnp.int32),
-            false,
-            false,
-        ),
+    solution = damped_newton(
+        step_from,
+        start,
+        full_below=FULL,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
     )
     divisors = jnp.where(scaled.nonzero, scaled.norms, 1)
-    weights = loop.lengths / divisors * (unit * largest**power)
+    weights = solution.value / divisors * (unit * largest**power)
     weights = jnp.where(scaled.nonzero, weights, 0)
     finite = scaled.finite & jnp.isfinite(weights).all()
     return Solution(
-        jnp.where(finite, weights, 1), loop.converged & finite, loop.iterations
+        jnp.where(finite, weights, 1), solution.ok & finite, solution.iterations
     )

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
-from jax import lax
 
 from mtl_jax._types import Array, Solution, check_range
+from mtl_jax.solvers.newton import damped_newton, newton_step
 from mtl_jax.solvers.scaling import check_gram, full_precision, scale_gram
 
-
-class _Loop(NamedTuple):
-    beta: Array
-    decrement: Array
-    iterations: Array
-    converged: Array
-    done: Array
+FULL = 0.25
+"""Newton decrement below which full steps converge quadratically."""
 
 
 @full_precision
@@ -83,15 +76,15 @@ def nash_weights(
     # Unit diagonal: this also decouples the tasks without gradient from the others.
     cosines = jnp.where(identity == 1, identity, scaled.cosines)
 
-    def body(loop: _Loop) -> _Loop:
+    def step_from(beta: Array) -> tuple[Array, Array]:
         # The best multiple of beta, in closed form, spares the many small damped steps
         # by which beta would grow near stationarity.
-        product = cosines @ loop.beta
-        quadratic = jnp.maximum(loop.beta @ product, 0)
-        quartic = squared_ridge * jnp.square(loop.beta @ loop.beta)
+        product = cosines @ beta
+        quadratic = jnp.maximum(beta @ product, 0)
+        quartic = squared_ridge * jnp.square(beta @ beta)
         root = jnp.sqrt(jnp.square(quadratic) + 4 * num_tasks * quartic)
         multiple = jnp.sqrt(2 * num_tasks / (quadratic + root))
-        beta, product = multiple * loop.beta, multiple * product
+        beta, product = multiple * beta, multiple * product
 
         norm = beta @ beta
         residual = beta * (product + squared_ridge * norm * beta) - 1
@@ -99,14 +92,7 @@ def nash_weights(
             norm * identity + 2 * beta[:, None] * beta[None, :]
         )
         hessian = identity + beta[:, None] * curvature * beta[None, :]
-        factor = lax.linalg.cholesky(hessian, symmetrize_input=False)
-        half = lax.linalg.triangular_solve(
-            factor, residual[:, None], left_side=True, lower=True
-        )
-        decrement = jnp.sqrt(jnp.sum(jnp.square(half)))
-        ratio = -lax.linalg.triangular_solve(
-            factor, half, left_side=True, lower=True, transpose_a=True
-        )[:, 0]
+        ratio, decrement = newton_step(hessian, residual)
         step = beta * ratio
 
         damped = 1 / (1 + decrement)
@@ -119,39 +105,20 @@ def nash_weights(
             + squared_ridge / 4 * norms**2
             - jnp.sum(jnp.log1p(lengths[:, None] * ratio[None, :]), axis=1)
         )
-        full = decrement < 0.25
-        length = jnp.where(full, 1, lengths[jnp.argmin(values)])
-        moved = beta + length * step
+        length = jnp.where(decrement < FULL, 1, lengths[jnp.argmin(values)])
+        return beta + length * step, decrement
 
-        # Rounding of an almost stationary Gramian can make the Hessian indefinite.
-        broken = ~jnp.all(jnp.isfinite(moved) & (moved > 0))
-        # Exact full steps more than halve a small decrement: the rest is rounding.
-        settled = full & (loop.decrement < 0.25) & (decrement > loop.decrement / 2)
-        converged = ~broken & ((decrement <= tolerance) | settled)
-        return _Loop(
-            jnp.where(broken, loop.beta, moved),
-            decrement,
-            loop.iterations + 1,
-            converged,
-            converged | broken,
-        )
-
-    def unfinished(loop: _Loop) -> Array:
-        return ~loop.done & (loop.iterations < max_iterations)
-
-    false = jnp.asarray(False)
-    start = _Loop(
+    solution = damped_newton(
+        step_from,
         jnp.ones((num_tasks,), dtype),
-        jnp.asarray(jnp.inf, dtype),
-        jnp.asarray(0, jnp.int32),
-        false,
-        false,
+        full_below=FULL,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
     )
-    loop = lax.while_loop(unfinished, body, start)
-    alpha = loop.beta / jnp.where(scaled.nonzero, scaled.norms, 1)
+    alpha = solution.value / jnp.where(scaled.nonzero, scaled.norms, 1)
     alpha = jnp.where(scaled.nonzero, alpha, 0)
     return Solution(
         jnp.where(scaled.finite, alpha, 1),
-        loop.converged & scaled.finite,
-        loop.iterations,
+        solution.ok & scaled.finite,
+        solution.iterations,
     )
