@@ -8,18 +8,19 @@ float64 from the same float32 Gramian, must be within the method's tolerance.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 from rich.table import Table
 
 import mtl_jax
-from experiments import fuzz_gramians, fuzz_residuals, records
+from experiments import fuzz_gramians, fuzz_residuals, fuzz_rules, records
 from mtl_jax import solvers
 
 SHARES = {1: 0.05, 2: 0.2, 3: 0.2, 5: 0.2, 10: 0.2, 20: 0.1, 40: 0.05}
@@ -27,13 +28,20 @@ SHARES = {1: 0.05, 2: 0.2, 3: 0.2, 5: 0.2, 10: 0.2, 20: 0.1, 40: 0.05}
 METHODS = tuple(
     name
     for name, spec in mtl_jax.METHODS.items()
-    if spec.weighting is not None
-    and "gram" in spec.needs
-    and hasattr(fuzz_residuals, name)
+    if spec.weighting is not None and "gram" in spec.needs
 )
-"""Gramian methods whose optimality conditions ``fuzz_residuals`` knows."""
+"""All Gramian methods; each has a residual."""
+CALLS = {
+    "auto_lambda": "auto_lambda(learning_rate=1.0)",
+    "fairgrad": "fairgrad(alpha=2.0)",
+    "modo": "modo(gamma=1.0)",
+    "moml": "moml(learning_rate=1.0)",
+}
+"""With other options than the default ones: steps that are large enough to be judged, and
+alpha-fair weights that are not those of ``nash_mtl``."""
 RESIDUALS: dict[str, Callable[..., np.ndarray]] = {
-    name: getattr(fuzz_residuals, name) for name in METHODS
+    name: getattr(fuzz_residuals, name, None) or getattr(fuzz_rules, name)
+    for name in METHODS
 }
 TOLERANCES = {
     "gradnorm": 1e-5,
@@ -44,11 +52,23 @@ TOLERANCES = {
     "nash_mtl": 1e-3,
     "upgrad": 2e-2,
     "aligned_mtl": 1e-2,
+    "imtl": 6e-3,
+    "fairgrad": 1e-3,
+    "dualproj": 2e-2,
+    "config": 6e-3,
+    "gradvac": 1e-5,
+    "krum": 1e-5,
+    "pcd": 2e-2,
+    "cr_mogm": 6e-3,
+    "modo": 1e-5,
+    "sdmgrad": 1e-5,
+    "auto_lambda": 6e-3,
+    "moml": 6e-3,
 }
 """Largest residual that passes; what each one measures is in ``fuzz_residuals``.
 
-Those of MGDA and CAGrad (``17 sqrt(eps)``) and of UPGrad (``eps ** 0.25``) are what the
-solvers' ``ok`` promises at Pareto-stationary points; elsewhere residuals are 1e-5.
+Those of MGDA and CAGrad (``17 sqrt(eps)``) and of the dual cone (``eps ** 0.25``) are what
+the solvers' ``ok`` promises at Pareto-stationary points; elsewhere residuals are 1e-5.
 """
 
 
@@ -80,17 +100,21 @@ def run(
 
 
 def fuzz(
-    count: int, batch_size: int, seed: int, shares: dict[int, float]
+    count: int,
+    batch_size: int,
+    seed: int,
+    shares: dict[int, float],
+    methods: Sequence[str] = METHODS,
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Returns what was found by method and family, and the number of Gramians."""
     results = {
         name: {family: Counts() for family in fuzz_gramians.FAMILIES}
-        for name in METHODS
+        for name in methods
     }
     rng = np.random.default_rng(seed)
     total = 0
     for num_tasks, share in shares.items():
-        programs = {name: _program(name, num_tasks) for name in METHODS}
+        programs = {name: _program(name, num_tasks) for name in methods}
         batches = max(
             1, round(count * share / len(fuzz_gramians.FAMILIES) / batch_size)
         )
@@ -157,11 +181,11 @@ class Counts:
 
 def _program(name: str, num_tasks: int) -> Callable[..., dict[str, Any]]:
     """Gramians, losses and keys in; weights, fallbacks and dual variables out."""
-    weighting = mtl_jax.build_weighting(name, num_tasks)
+    weighting = mtl_jax.build_weighting(CALLS.get(name, name), num_tasks)
 
     def one(gram: jax.Array, losses: jax.Array, key: jax.Array) -> dict[str, Any]:
         state = weighting.init()
-        if name == "pcgrad":
+        if hasattr(state, "key"):
             state = state._replace(key=key)
         answer: dict[str, Any] = {}
         for step_losses in losses if name == "gradnorm" else losses[:1]:
@@ -174,7 +198,7 @@ def _program(name: str, num_tasks: int) -> Callable[..., dict[str, Any]]:
             rows = solvers.dual_cone_weights(gram, bounds).value
             total = answer.pop("weights")
             answer["rows"] = jnp.where(jnp.isfinite(total), rows, jnp.nan)
-        fallbacks = getattr(state, "fallbacks", jnp.zeros([], jnp.int32))
+        fallbacks = optax.tree.get(state, "fallbacks", jnp.zeros([], jnp.int32))
         return answer | {"fallbacks": fallbacks}
 
     return jax.jit(jax.vmap(one, in_axes=(0, 1, 0)))

@@ -68,6 +68,33 @@ def nash_mtl(problem: Scaled, weights: np.ndarray, ridge: float = 1e-6) -> np.nd
     return np.where(bad.any(1), np.inf, values.max(1))
 
 
+def fairgrad(
+    problem: Scaled, weights: np.ndarray, alpha: float = 2.0, ridge: float = 1e-6
+) -> np.ndarray:
+    """``max_i |y_i (C y)_i / b_i - 1|``, ``b = d^(q-1) y^(1-q)``, ``q = 1 / alpha``.
+
+    For ``y = d * w`` in the solver's units, in which its start has norm one and the
+    documented ridge counts.
+    """
+    q = 1 / alpha
+    norms, nonzero = problem.norms, problem.nonzero
+    largest = norms.max(1, keepdims=True)
+    largest = np.where(largest > 0, largest, 1)
+    power = (q - 1) / (q + 1)
+    start = np.where(nonzero, norms / largest, 1) ** power
+    unit = np.linalg.norm(start, axis=1, keepdims=True)
+    start = start / unit
+    y = weights * norms / (unit * largest**power)
+    gains = start**2 * (np.where(nonzero, y, 1) / start) ** (1 - q)
+    gains = np.where(gains > 0, gains, 1)
+    bent = ridge**2 * np.sum(y**2, axis=1, keepdims=True) * y
+    residual = y * (np.einsum("bij,bj->bi", problem.cosines, y) + bent) / gains - 1
+    resolution = np.maximum(1, EPS**0.5 * y * y.sum(1, keepdims=True) / gains)
+    bad = (weights < 0) | (nonzero & (weights == 0))
+    values = np.where(nonzero, np.abs(residual) / resolution, 0)
+    return np.where(bad.any(1), np.inf, values.max(1))
+
+
 def cagrad(
     problem: Scaled, weights: np.ndarray, dual: np.ndarray, c: float = 0.4
 ) -> np.ndarray:
@@ -107,15 +134,24 @@ def cagrad(
 
 
 def upgrad(problem: Scaled, rows: np.ndarray) -> np.ndarray:
-    """Dual-cone conditions of the ``T`` projections ``v_i``, the rows ``(B, T, T)``.
-
-    For ``u = J'v_i``: ``v_i >= e_i / T``, ``g_j.u >= 0``, with equality where ``v_i`` is
-    above its bound; per unit of ``|g_j| |u|``.
-    """
+    """Dual-cone conditions of the ``T`` projections ``v_i``, the rows ``(B, T, T)``."""
     num_tasks = rows.shape[1]
+    return _dual_cone(problem, rows, np.eye(num_tasks) / num_tasks)
+
+
+def dualproj(problem: Scaled, weights: np.ndarray) -> np.ndarray:
+    """Dual-cone conditions of the one projection."""
+    num_tasks = weights.shape[1]
+    return _dual_cone(problem, weights[:, None], np.full((1, num_tasks), 1 / num_tasks))
+
+
+def _dual_cone(problem: Scaled, rows: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """For ``u = J'v``: ``v >= bound``, ``g_j.u >= 0``, equal where ``v`` is above.
+
+    Per unit of ``|g_j| |u|``, for every row ``v`` of ``rows (B, R, T)``.
+    """
     norms = problem.norms[:, None, :]
     units = norms / np.where(norms.max(2) > 0, norms.max(2), 1)[..., None]
-    bound = np.eye(num_tasks) / num_tasks
     above = (rows - bound) * units
     z = rows * units
     products = z @ problem.cosines
@@ -170,6 +206,66 @@ def imtl_g(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     return np.where(clear & ~edge, residual, np.nan)
 
 
+def config(problem: Scaled, weights: np.ndarray) -> np.ndarray:
+    """Spread of the cosines, and ``| |g|^2 - sum_i g_i.g |`` per sum of absolute values.
+
+    NaN where the rank, or whether all gradients cancel, is a matter of rounding.
+    """
+    _, vectors, kept, clear = resolved(problem)
+    ones = problem.nonzero.astype(float)
+    reached = np.einsum("bji,bj->bi", vectors, ones) * kept
+    target = np.einsum("bij,bj->bi", vectors, reached)
+    square = np.sum(target**2, axis=1)
+    largest = problem.norms.max(1, keepdims=True)
+    units = problem.norms / np.where(largest > 0, largest, 1)
+    z = weights * units
+    images = np.einsum("bij,bj->bi", problem.cosines, z)
+    fit = np.sum(images * target, axis=1) / np.maximum(square, 1e-30)
+    size = length(problem, z)
+    cosines = np.abs(images - fit[:, None] * target).max(1) / size
+    terms = units * images
+    total = np.maximum(np.abs(terms).sum(1), size**2)
+    lengths = np.abs(np.sum(z * images, axis=1) - terms.sum(1)) / total
+    residual = np.maximum(cosines, lengths)
+    dead = (weights == 0).all(1)
+    edge = EPS**0.5  # the documented limit of what counts as cancelling
+    residual = np.where(dead, np.where(square > 2 * edge, np.inf, 0), residual)
+    near = (square > edge / 4) & (square < 4 * edge)
+    return np.where(clear & ~near, residual, np.nan)
+
+
+def pcd(problem: Scaled, weights: np.ndarray, tau: float = 0.02) -> np.ndarray:
+    """KKT conditions of the first step's projection, and the length of the update.
+
+    Per unit of the projection ``d``: ``x >= 0``, ``u_j.d >= tau``, equal where
+    ``x_j > 0``, for unit gradients; ``|g| = |g_p|``. NaN where the secondary gradients
+    (nearly) cancel, so that float32 cannot tell whether the constraints contradict
+    each other.
+    """
+    norms, nonzero = problem.norms, problem.nonzero
+    primary = nonzero[:, 0]
+    divisor = np.where(primary, weights[:, 0] * norms[:, 0], 1)
+    z = weights * norms / np.where(divisor > 0, divisor, 1)[:, None]
+    slack = np.einsum("bij,bj->bi", problem.cosines, z)[:, 1:] - tau
+    active = z[:, 1:] > 4 * EPS * np.abs(z).sum(1, keepdims=True)
+    wrong = np.where(active, np.abs(slack), np.maximum(-slack, 0))
+    wrong = np.where(nonzero[:, 1:], np.maximum(wrong, -z[:, 1:]), 0)
+    size = length(problem, z)
+    kkt = wrong.max(1, initial=0) / size
+    scaled_up = np.abs(divisor) / np.where(primary, norms[:, 0], 1) * size - 1
+    lengths = np.where(size > EPS**0.25 * np.abs(z).sum(1), np.abs(scaled_up), 0)
+    residual = np.where(divisor > 0, np.maximum(kkt, lengths), np.inf)
+    stopped = (weights == 0).all(1)
+    residual = np.where(primary, residual, np.where(stopped, 0, np.inf))
+    among = problem.cosines[:, 1:, 1:]
+    identity = np.eye(among.shape[1])
+    among = np.where(nonzero[:, 1:, None] & nonzero[:, None, 1:], among, identity)
+    # Independent, or with a common descent direction in plain sight: their sum.
+    apart = np.linalg.eigvalsh(among).min(1, initial=1) > 1e-3
+    agreed = among.sum(2).min(1, initial=1) > 1e-3
+    return np.where(apart | agreed | ~primary, residual, np.nan)
+
+
 def aligned_mtl(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     """Error of the update against a float64 decomposition.
 
@@ -197,15 +293,7 @@ def aligned_mtl(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     return np.where(clear, np.where(rank[:, 0] > 0, relative, 0), np.nan)
 
 
-def pcgrad(problem: Scaled, weights: np.ndarray) -> np.ndarray:
-    """Distance from the plain sum where no two tasks conflict, else NaN (not checked)."""
-    peaceful = (problem.cosines >= 0).all((1, 2))
-    distance = np.where(problem.nonzero, np.abs(weights - 1), 0).max(1)
-    return np.where(peaceful, distance, np.nan)
-
-
-def gradnorm(problem: Scaled, weights: np.ndarray) -> np.ndarray:
-    """Distance from the positive weights that add up to ``T``, per unit of ``T``."""
-    num_tasks = weights.shape[1]
-    total = np.abs(weights.sum(1) / num_tasks - 1)
-    return np.where((weights > 0).all(1), total, np.inf)
+cr_mogm = mgda
+"""The first step is MGDA's; later ones average what is checked there."""
+imtl = imtl_g
+"""The learned scales do not change the direction."""
