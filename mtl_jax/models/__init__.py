@@ -15,6 +15,7 @@ from mtl_jax.models.mpnn import MPNN, GraphBatch, pair_features
 from mtl_jax.models.mtan import MTAN
 from mtl_jax.models.ray import RayChannels
 from mtl_jax.models.resnet import ResNet18, ResNet18Encoder
+from mtl_jax.models.rotograd import Rotations, cayley, rotation_loss
 from mtl_jax.models.row_layers import ConvBlock, RowDense
 from mtl_jax.models.transformer import TransformerClassifier, TransformerEncoder
 from mtl_jax.models.utkface import NamedHeads, UTKFaceNet
@@ -39,6 +40,7 @@ __all__ = [
     "RayChannels",
     "ResNet18",
     "ResNet18Encoder",
+    "Rotations",
     "RowDense",
     "TransformerClassifier",
     "TransformerEncoder",
@@ -46,6 +48,7 @@ __all__ = [
     "UTKFaceNet",
     "accuracy",
     "as_functional",
+    "cayley",
     "conv_pool",
     "cross_entropy",
     "distillation_losses",
@@ -53,4 +56,5 @@ __all__ = [
     "mixed_errors",
     "mixed_losses",
     "pair_features",
+    "rotation_loss",
 ]
