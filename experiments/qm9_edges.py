@@ -115,7 +115,7 @@ def _lists_loss(matrices: bool) -> Callable[..., Array]:
     ) -> Array:
         affine, conv = params["units"]["dense"], params["conv"]
         units = jax.nn.relu(features @ affine["kernel"] + affine["bias"][None])
-        kernel, width = conv["kernel"], x.shape[1]
+        kernel, width = jnp.transpose(conv["kernel"], (1, 0, 2)), x.shape[1]
         number = units.shape[1]
         inverse = 1 / jnp.maximum(count, 1).astype(x.dtype)[:, None]
         if matrices:

@@ -66,7 +66,7 @@ def sigmoid(x):
 def nn_conv(conv, dense, x, edges):
     """The literal formula: a matrix for every pair of nodes."""
     units = relu(edges @ dense["kernel"] + dense["bias"])
-    matrices = np.tensordot(units, conv["kernel"], 1) + conv["constant"]
+    matrices = np.tensordot(units, conv["kernel"], (2, 1)) + conv["constant"]
     out = x @ conv["root"] + conv["bias"]
     for i in range(len(x)):
         for j in range(len(x)):
@@ -76,8 +76,8 @@ def nn_conv(conv, dense, x, edges):
 
 
 def gru(p, x, h):
-    a = np.split(x @ p["input_kernel"] + p["input_bias"], 3, -1)
-    b = np.split(h @ p["state_kernel"] + p["state_bias"], 3, -1)
+    a = np.split(x @ p["input"]["kernel"] + p["input"]["bias"], 3, -1)
+    b = np.split(h @ p["state"]["kernel"] + p["state"]["bias"], 3, -1)
     reset, update = sigmoid(a[0] + b[0]), sigmoid(a[1] + b[1])
     return (1 - update) * np.tanh(a[2] + reset * b[2]) + update * h
 
@@ -86,8 +86,8 @@ def set2set(p, x, steps=2):
     h = cell = np.zeros(x.shape[1])
     query = np.zeros(2 * x.shape[1])
     for _ in range(steps):
-        total = query @ p["input_kernel"] + p["input_bias"]
-        total += h @ p["state_kernel"] + p["state_bias"]
+        total = query @ p["input"]["kernel"] + p["input"]["bias"]
+        total += h @ p["state"]["kernel"] + p["state"]["bias"]
         enter, forget, new, leave = np.split(total, 4)
         cell = sigmoid(forget) * cell + sigmoid(enter) * np.tanh(new)
         h = sigmoid(leave) * np.tanh(cell)
@@ -131,7 +131,7 @@ def test_convolution_is_the_literal_formula(x64, order):
         "dense": {"kernel": shape((2, 6), float), "bias": shape((6,), float)}
     }
     conv_params = {
-        "kernel": shape((6, 4, 4), float),
+        "kernel": shape((4, 6, 4), float),
         "constant": shape((4, 4), float),
         "root": shape((4, 4), float),
         "bias": shape((4,), float),

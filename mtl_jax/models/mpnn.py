@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax._types import Array, check_num_tasks
+from mtl_jax.models.affine import Affine
 from mtl_jax.models.heads import Heads
-from mtl_jax.models.nn_conv import ORDERS, EdgeUnits, NNConv, dense
+from mtl_jax.models.nn_conv import ORDERS, EdgeUnits, NNConv
 from mtl_jax.models.recurrent import GRUCell, Set2Set
 
 
@@ -136,21 +137,22 @@ class MPNNEncoder(nn.Module):
         _check(batch)
         nodes, edges, mask = batch
         width, dtype = self.hidden, self.param_dtype
-        state = nn.relu(dense(width, nodes.shape[-1], dtype, "embed")(nodes))
+        state = nn.relu(Affine(width, param_dtype=dtype, name="embed")(nodes))
         state = jnp.where(mask[..., None], state, 0)
         units = EdgeUnits(self.edge_hidden, dtype, name="edge_units")
         # A loop, because unrolled rounds take XLA three times as long to compile.
+        whole: Any = (nn.broadcast, nn.broadcast)
         rounds = nn.scan(
             MPNNRound,
             variable_broadcast="params",
             split_rngs={"params": False},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=whole,
             length=self.rounds,
         )(width, self.order, dtype, name="round")
         # What the edges do is the same in all rounds.
         state, _ = rounds(state, units(edges, mask), mask)
         pooled = Set2Set(width, self.readout_steps, dtype, name="readout")(state, mask)
-        return nn.relu(dense(width, 2 * width, dtype, "dense")(pooled))
+        return nn.relu(Affine(width, param_dtype=dtype, name="dense")(pooled))
 
 
 class MPNNRound(nn.Module):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax._types import Array
+from mtl_jax.models.affine import Affine, product
 from mtl_jax.models.heads import fan_in_uniform
 
 ORDERS = ("nodes_first", "edges_first")
@@ -47,21 +48,22 @@ class NNConv(nn.Module):
         (batch, size, width), out = x.shape, self.features
         units, dtype = edge_units.shape[-1], self.param_dtype
         uniform, of_edge = fan_in_uniform(width), fan_in_uniform(units)
-        kernel = self.param("kernel", of_edge, (units, width, out), dtype)
+        kernel = self.param("kernel", of_edge, (width, units, out), dtype)
         constant = self.param("constant", of_edge, (width, out), dtype)
         root = self.param("root", uniform, (width, out), dtype)
         bias = self.param("bias", nn.initializers.zeros, (out,), dtype)
         if self.order == "nodes_first":
-            by_unit = jnp.transpose(kernel, (1, 0, 2)).reshape(width, units * out)
-            sent = (x @ by_unit).reshape(batch, size * units, out)
+            sent = product(x, kernel.reshape(width, units * out))
+            sent = sent.reshape(batch, size * units, out)
             received = edge_units.reshape(batch, size, size * units) @ sent
         else:
-            gathered = jnp.einsum("bijk,bjd->bikd", edge_units, x)
-            flat = gathered.reshape(batch, size, units * width)
-            received = flat @ kernel.reshape(units * width, out)
+            gathered = jnp.einsum("bijk,bjd->bidk", edge_units, x)
+            flat = gathered.reshape(batch, size, width * units)
+            received = product(flat, kernel.reshape(width * units, out))
         others = x.sum(1, keepdims=True) - x
         mean = others * _inverse_degree(mask, x.dtype)[:, None, None]
-        return x @ root + received + mean @ constant + bias[None, None]
+        own = product(x, root) + product(mean, constant)
+        return own + received + bias[None, None]
 
 
 class EdgeUnits(nn.Module):
@@ -76,7 +78,7 @@ class EdgeUnits(nn.Module):
 
     @nn.compact
     def __call__(self, edges: Array, mask: Array) -> Array:
-        affine = dense(self.features, edges.shape[-1], self.param_dtype, "dense")
+        affine = Affine(self.features, param_dtype=self.param_dtype, name="dense")
         units = nn.relu(affine(edges))
         diagonal = jnp.eye(mask.shape[1], dtype=bool)[None]
         pair = mask[:, :, None] & mask[:, None, :] & ~diagonal
@@ -87,15 +89,3 @@ class EdgeUnits(nn.Module):
 def _inverse_degree(mask: Array, dtype: Any) -> Array:
     """``1 / (n - 1)`` for each molecule ``(B,)``; a single atom has no neighbour."""
     return 1 / jnp.maximum(mask.sum(1) - 1, 1).astype(dtype)
-
-
-def dense(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
-    """Dense layer that starts as PyTorch's: ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``."""
-    uniform = fan_in_uniform(fan_in)
-    return nn.Dense(
-        features,
-        kernel_init=uniform,
-        bias_init=uniform,
-        param_dtype=dtype,
-        name=name,
-    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax._types import Array
-from mtl_jax.models.heads import fan_in_uniform
+from mtl_jax.models.affine import Affine
 
 
 class GRUCell(nn.Module):
@@ -28,8 +28,9 @@ class GRUCell(nn.Module):
     @nn.compact
     def __call__(self, x: Array, h: Array) -> Array:
         size = 3 * self.features
-        from_input = gates(self, "input", x, size, self.features)
-        from_state = gates(self, "state", h, size, self.features)
+        width, dtype = self.features, self.param_dtype
+        from_input = Affine(size, width, dtype, name="input")(x)
+        from_state = Affine(size, width, dtype, name="state")(h)
         x_reset, x_update, x_new = jnp.split(from_input, 3, axis=-1)
         h_reset, h_update, h_new = jnp.split(from_state, 3, axis=-1)
         reset = jax.nn.sigmoid(x_reset + h_reset)
@@ -85,18 +86,10 @@ class LSTMCell(nn.Module):
     @nn.compact
     def __call__(self, x: Array, h: Array, cell: Array) -> tuple[Array, Array]:
         size = 4 * self.features
-        total = gates(self, "input", x, size, self.features)
-        total += gates(self, "state", h, size, self.features)
+        width, dtype = self.features, self.param_dtype
+        total = Affine(size, width, dtype, name="input")(x)
+        total += Affine(size, width, dtype, name="state")(h)
         enter, forget, new, leave = jnp.split(total, 4, axis=-1)
         kept = jax.nn.sigmoid(forget) * cell
         cell = kept + jax.nn.sigmoid(enter) * jnp.tanh(new)
         return jax.nn.sigmoid(leave) * jnp.tanh(cell), cell
-
-
-def gates(module: nn.Module, name: str, x: Array, size: int, width: int) -> Array:
-    """Affine function of ``x`` with parameters ``NAME_kernel`` and ``NAME_bias``."""
-    uniform = fan_in_uniform(width)
-    dtype = getattr(module, "param_dtype", jnp.float32)
-    kernel = module.param(f"{name}_kernel", uniform, (x.shape[-1], size), dtype)
-    bias = module.param(f"{name}_bias", uniform, (size,), dtype)
-    return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
