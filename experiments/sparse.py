@@ -53,7 +53,7 @@ class SparseConfig:
     """table: the paper's Table I. front2d, front3d: fronts over preference vectors.
     conflict: cosines and trade-offs against sparsity. similarity: of a layer's rows."""
     architectures: tuple[Architecture, ...] = ARCHITECTURES
-    """hps: hard parameter sharing; mdmtn: with a monitor per task (table)."""
+    """hps: hard parameter sharing; mdmtn: with a monitor per task (table, similarity)."""
     methods: tuple[Literal["mgda", "dense", "sparse", "kdmtl", "mtan", "stl"], ...] = (
         "mgda",
         "dense",
@@ -97,8 +97,10 @@ class SparseConfig:
     """The same for the sparse ones."""
 
     growl_mode: Literal["prox", "paper"] = "prox"
-    """prox: a proximal step after each of Adam's, by the sparsity objective's weight.
-    paper: one of size 1 after every epoch, whatever that weight."""
+    """prox: proximal steps by the learning rate and the sparsity objective's weight.
+    paper: one of size 1 after every epoch, whatever those are."""
+    growl_steps: int = 1
+    """Proximal steps in an epoch, about (prox)."""
     growl_strength: float = 300.0
     """Factor of the proximal steps (prox): Adam divides the tasks' gradients by their
     size, and nothing divides GrOWL's."""
@@ -152,7 +154,7 @@ class SparseConfig:
     conflict_cap: float = 0.95
     """Greatest share of zero rows in a layer there."""
     similarity_layers: tuple[str, ...] = ("encoder/dense/kernel",)
-    """Kernels whose rows are compared."""
+    """Kernels whose rows are compared, of the architectures that have them."""
 
 
 def run(config: SparseConfig) -> Path:

@@ -44,7 +44,9 @@ class ChebyshevRun(NamedTuple):
     importance: Array
     """``(k0, k1, ..., km)``, float32."""
     strength: Array
-    """Factor of the proximal step."""
+    """Factor of the proximal steps."""
+    pressure: Array
+    """Sum of the sparsity objective's weights since the last proximal step."""
     labels: dict[str, Array]
     """Clusters of rows by kernel, -1 for zero rows; empty: nothing is tied."""
     key: Array
@@ -83,9 +85,12 @@ def chebyshev_fit(
 ) -> Fit:
     """Training by the augmented Lagrangian of the weighted Chebyshev problem.
 
-    Objective 0 is GrOWL, whose gradient a proximal step stands for. Adam divides
-    gradients by their size, so that the sum of the task weights would count only through
-    its epsilon: tasks get shares, the proximal step gets the weight itself.
+    Objective 0 is GrOWL, whose gradient proximal steps stand for, some in each epoch and
+    the last at its end: between two of them the noise of Adam's steps moves a row's norm
+    by their square root, while what the tasks need grows in proportion. A proximal step
+    makes up for all steps since the last one. Adam divides gradients by their size, so
+    that the sum of the task weights would count only through its epsilon: tasks get
+    shares, the proximal step gets the weight itself.
 
     Args:
         net: network.
@@ -102,9 +107,10 @@ def chebyshev_fit(
     rate = rate_of(config, per_iteration)
     optimizer = optax.adam(rate)
     losses_fn = losses_of(net, problem)
-    prox = None
+    prox, every = None, 1
     if max_sparsity is not None:
         paper = config.growl_mode == "paper"
+        every = _near_divisor(steps_per_epoch, 1 if paper else config.growl_steps)
         prox = sparsity.growl(
             None if paper else rate,
             max_sparsity=lambda count: (
@@ -112,7 +118,7 @@ def chebyshev_fit(
                 * max_sparsity
             ),
             mode=config.growl_mode,
-            every=steps_per_epoch if paper else 1,
+            every=every,
         )
 
     def rule(importance: Array) -> Any:
@@ -145,6 +151,7 @@ def chebyshev_fit(
             rule(k).init(),
             k,
             jnp.asarray(factor, jnp.float32),
+            jnp.zeros([]),
             jax.tree.map(jnp.asarray, labels or {}),
             jax.random.key(seed),
             jnp.zeros([], jnp.int32),
@@ -178,13 +185,15 @@ def chebyshev_fit(
             (updates,) = pull(shares)
         opt_state, prox_state = state.opt_state
         updates, opt_state = optimizer.update(updates, opt_state)
+        pressure = state.pressure + weights[0]
         if prox is not None:
             updates, prox_state = prox.update(
                 updates,
                 prox_state,
                 params,
-                sparsity_weight=state.strength * weights[0],
+                sparsity_weight=state.strength * pressure / every,
             )
+            pressure = jnp.where((state.count + 1) % every == 0, 0.0, pressure)
         params: Any = optax.apply_updates(params, updates)
         if state.labels:
             params = sparsity.tie(params, state.labels)
@@ -193,11 +202,18 @@ def chebyshev_fit(
             model_state=model_state,
             opt_state=(opt_state, prox_state),
             rule=new_rule,
+            pressure=pressure,
             count=state.count + 1,
         ), record
 
     epochs = iterations * config.epochs_per_iteration
     return Fit("chebyshev", init, step, epochs, config.epochs_per_iteration)
+
+
+def _near_divisor(steps: int, parts: int) -> int:
+    """The divisor of ``steps`` nearest to ``steps / parts``."""
+    divisors = [n for n in range(1, steps + 1) if steps % n == 0]
+    return min(divisors, key=lambda n: abs(n - steps / parts))
 
 
 def _shared(net: Network, grads: Any) -> list[Array]:

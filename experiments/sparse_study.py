@@ -72,7 +72,9 @@ def run(config: SparseConfig, problem: SparseProblem, folder: Path) -> list[Tabl
     fronts = config.front_architectures
     parts: dict[str, Callable[[], Any]] = {
         "table": lambda: sparse_table.rows(lab),
-        "similarity": lambda: [sparse_similarity.maps(lab, name) for name in fronts],
+        "similarity": lambda: [
+            sparse_similarity.maps(lab, name) for name in config.architectures
+        ],
         "front2d": lambda: [sparse_fronts.front_2d(lab, name) for name in fronts],
         "conflict": lambda: sparse_conflict.curve(lab),
         "front3d": lambda: [sparse_fronts.front_3d(lab, name) for name in fronts],

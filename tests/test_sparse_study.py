@@ -1,5 +1,6 @@
 """The study ``sparse``: a tiny run of its parts, records, baselines and errors."""
 
+import contextlib
 import dataclasses
 import json
 import tomllib
@@ -8,20 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from experiments import (
     cli,
     sparse,
     sparse_fronts,
+    sparse_lab,
     sparse_problems,
     sparse_saved,
     sparse_similarity,
+    sparse_study,
     sparse_table,
     sparse_tables,
 )
 from experiments.__main__ import main
+from experiments.explore_outputs import Examples
+from experiments.problem import is_head
 from experiments.sparse import SparseConfig
 from experiments.sparse_lab import Lab, tasks_only, zero_labels
+from experiments.sparse_problems import Network, SparseProblem
 from experiments.sparse_steps import tree_cosine
 from experiments.sparse_training import Trainer, zero_share
 from mtl_jax import models, sparsity
@@ -31,9 +38,10 @@ TINY += ["1", "--sparsify-iterations", "2", "--retrain-iterations", "1"]
 TINY += ["--single-iterations", "1", "--front-iterations", "1"]
 TINY += ["--conflict-iterations", "1", "--architectures", "hps"]
 TINY += ["--front-architectures", "hps", "--vectors", "2", "--preferences", "3"]
-TINY += ["--strengths", "0", "20000", "--conflict-vectors", "2"]
-# So strong that rows vanish within the eight steps.
-TINY += ["--growl-strength", "20000", "--growl-mode", "prox"]
+# So strong that rows vanish within eight steps.
+TINY += ["--sparse-importance", "0.5", "0.25", "0.25", "--growl-strength", "400"]
+TINY += ["--strengths", "0", "400", "--conflict-vectors", "2"]
+TINY += ["--min-sparsity", "0.02", "0.02"]
 
 
 def run_tiny(folder, *extra):
@@ -44,14 +52,64 @@ def tiny_config(*extra):
     return cli.parse(sparse.run, [*TINY, *map(str, extra)], prog="sparse")
 
 
+class Small(nn.Module):
+    """A perceptron with twelve inputs, of which the tasks need four."""
+
+    def setup(self):
+        self.encoder = models.RowDense(64)
+        self.heads = models.Heads(2, 2)
+
+    def __call__(self, x, train=False):
+        return self.heads(nn.relu(self.encoder(x)), train)
+
+
+def small_network(name, problem):
+    del problem
+    return Network(name, Small(), models.as_functional(Small()), is_head)
+
+
+def small_problem(config):
+    rng = np.random.default_rng(0)
+    inputs = np.float32(rng.normal(size=(config.pairs[0], 12)))
+    answers = [np.int32(inputs[:, k] + inputs[:, k + 1] > 0) for k in (0, 2)]
+    split = jax.device_put(Examples(inputs, tuple(answers)))
+    return SparseProblem(
+        name="rule",
+        images="multi_mnist",
+        task_names=("one", "two"),
+        prepare=lambda inputs, key: inputs,
+        train=split,
+        validation=split,
+        test=split,
+        source="64 rows of a rule",
+    )
+
+
+@contextlib.contextmanager
+def on_rows():
+    """Lets the study run on :class:`Small` instead of pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_study, "load", small_problem)
+        patch.setattr(sparse_lab, "network", small_network)
+        yield
+
+
+@pytest.fixture
+def small():
+    with on_rows():
+        yield
+
+
 SOME = ["--parts", "table", "similarity", "--methods", "sparse"]
+SOME += ["--similarity-layers", "encoder/kernel", "--learning-rate", "0.02"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder and summary of a run with one sparse network."""
     folder = tmp_path_factory.mktemp("sparse") / "run"
-    assert run_tiny(folder, *SOME) == 0
+    with on_rows():
+        assert run_tiny(folder, *SOME) == 0
     return folder, json.loads((folder / "summary.json").read_text())
 
 
@@ -63,18 +121,16 @@ def test_a_sparse_network_and_its_record(finished):
     }
     (row,) = summary["table"]
     assert (row["architecture"], row["method"]) == ("hps", "sparse")
-    assert (
-        row["measures"]["rows"]["SR"] > 10 and row["measures"]["rows"]["total"] == 431
-    )
+    shares = row["measures"]["rows"]
+    assert shares["zero"] >= 3 and shares["total"] == 12 + 2 * 64
     assert row["first"]["measures"]["rows"]["zero"] == row["measures"]["rows"]["zero"]
     assert [each["sparsity"] for each in row["history"]] == [
         pytest.approx(row["measures"]["rows"]["SR"], abs=0.01)
     ]
-    for clusters in row["clusters"].values():
-        # Caps of 0.4 and 0.8 in the two outer iterations.
-        zero = clusters["rows"] - clusters["live"]
-        assert zero <= 0.8 * clusters["rows"]
-        assert clusters["clusters"] <= clusters["live"]
+    (clusters,) = row["clusters"].values()
+    # Caps of 0.4 and 0.8 in the two outer iterations.
+    assert clusters["rows"] == 12 and clusters["live"] == 12 - shares["zero"] >= 3
+    assert 1 <= clusters["clusters"] <= clusters["live"]
     saved = row["compressed"]
     assert saved["agreement"] == 1 and saved["largest_difference"] < 1e-5
     assert saved["compressed_bytes"] < saved["bytes"]
@@ -90,7 +146,7 @@ def tables_of(summary):
     return found
 
 
-def test_resume_trains_nothing_again(finished, monkeypatch, capsys):
+def test_resume_trains_nothing_again(finished, small, monkeypatch, capsys):
     folder, summary = finished
     monkeypatch.setattr(Trainer, "run", None)
     assert run_tiny(folder, *SOME, "--no-plot", "--resume") == 2  # another config
@@ -110,7 +166,8 @@ def test_every_part(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert len(tables_of(summary)) == 6
     (flat,), (space,) = summary["front2d"], summary["front3d"]
-    assert [point["vector"][0] for point in flat["points"]] == [0.01, 0.01]
+    assert [point["vector"][0] for point in flat["points"]] == [0.5, 0.5]
+    assert [point["vector"][1] for point in flat["points"]] == [0.1, 0.4]
     rates = {point["measures"]["rows"]["SR"] for point in flat["points"]}
     sparse_row = next(row for row in summary["table"] if row["method"] == "sparse")
     assert rates == {sparse_row["measures"]["rows"]["SR"]}  # zero rows stay, no others
@@ -146,7 +203,7 @@ def test_vectors_at_once_equal_one_by_one(tmp_path):
     config = tiny_config()
     problem = sparse_problems.load(config)
     lab = Lab(problem, config, tmp_path)
-    vectors = [(0.01, 0.5, 0.49), (0.1, 0.2, 0.7)]
+    vectors = [(0.5, 0.3, 0.2), (0.6, 0.2, 0.2)]
     together = lab.sparsify("hps", vectors, 0)
     for vector, one in zip(vectors, together, strict=True):
         (alone,) = lab.sparsify("hps", [vector], 0)
@@ -205,7 +262,7 @@ def test_labels_that_fix_zero_rows_only():
     moved = {"dense": {"kernel": kernel + 1}}
     tie = jax.jit(sparsity.tie)  # labels may be traced
     tied = np.asarray(tie(moved, labels)["dense"]["kernel"])
-    expected = np.asarray(kernel + 1)
+    expected = np.array(kernel + 1)
     expected[2] = 0
     np.testing.assert_array_equal(tied, expected)
     labels["dense/kernel"] = np.array([0, 0, -1, 3, 0])
@@ -253,8 +310,6 @@ def test_single_task_view_of_a_problem():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--config", "sparse_multi_mnist"], "multi_mnist needs --data-dir"),
-        (["--config", "sparse_cifar10_mnist"], "cifar10_mnist needs --data-dir"),
         (["--sparse-importance", "0", "0.5", "0.5"], "must begin with a positive"),
         (["--sparse-importance", "0.5", "0.5", "0.5"], "with sum 1.5"),
         (["--dense-importance", "0.1", "0.4", "0.5"], "must begin with 0"),
@@ -264,24 +319,35 @@ def test_single_task_view_of_a_problem():
         (["--penalty", "-1"], "penalty must be positive"),
         (["--strengths", "-3"], "strengths must be one or more"),
         (["--parts", "table", "--methods"], "nothing to do"),
-        (["--batch-size", "65"], "batch_size must be at most the 64"),
-        (["--pairs", "64", "0", "16"], "pairs needs three counts > 0"),
         (["--similarity-layers", "encoder/fc"], "must name clustered kernels of hps"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(
-    options, message, capsys, tmp_path, finished
+    options, message, capsys, tmp_path, finished, small
 ):
     folder = tmp_path / "run"
     if "--similarity-layers" in options:
-        folder, options = finished[0].with_name("copy"), [*SOME, "--resume", *options]
-        if not folder.exists():
-            _copy_with_layers(finished[0], folder)
+        _copy_with_layers(finished[0], folder)
+        options = [*SOME, "--resume", *options]
     arguments = [*TINY, *options] if "--config" not in options else options
     assert main(["sparse", *arguments, "--out", str(folder)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
     assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--problem", "multi_mnist"], "multi_mnist needs --data-dir"),
+        (["--problem", "cifar10_mnist"], "cifar10_mnist needs --data-dir"),
+        (["--batch-size", "65"], "batch_size must be at most the 64"),
+        (["--pairs", "64", "0", "16"], "pairs needs three counts > 0"),
+    ],
+)
+def test_bad_data_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sparse_problems.load(tiny_config(*options))
 
 
 def _copy_with_layers(source, target):
