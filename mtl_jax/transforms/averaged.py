@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from mtl_jax._types import (
 )
 from mtl_jax.solvers.projection import safe_softmax
 from mtl_jax.solvers.scaling import full_precision
+from mtl_jax.transforms._base import transform_stack
 from mtl_jax.weighting._base import gram_of, losses_of, stateless
 
 
@@ -69,7 +70,7 @@ def aggregate_average(
     """
     num_tasks = weighting.num_tasks
 
-    def init_fn(params: ArrayTree) -> AveragedState:
+    def init(params: ArrayTree) -> AveragedState:
         return AveragedState(
             jnp.ones(num_tasks, tree.accumulator_dtype(params)),
             tree.stacked_zeros(params, num_tasks),
@@ -77,16 +78,9 @@ def aggregate_average(
             weighting.init(),
         )
 
-    def update_fn(
-        updates: StackedTree,
-        state: State,
-        params: ArrayTree | None = None,
-        *,
-        losses: Array | None = None,
-        **extra_args: Any,
+    def update(
+        updates: StackedTree, state: State, losses: Array | None
     ) -> tuple[ArrayTree, State]:
-        del params, extra_args
-        tree.check_stacked(updates, num_tasks)
         scales = scales_of(tree.task_norms(updates), losses)
         count = state.count + 1
         beta = beta_of(count.astype(scales.dtype))
@@ -108,7 +102,7 @@ def aggregate_average(
         weights = weights.astype(state.weights.dtype)
         return combined, AveragedState(weights, average, count, inner)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform_stack(num_tasks, update, init)
 
 
 def moco(

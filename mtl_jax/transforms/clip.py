@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import optax
 
 from mtl_jax import tree
-from mtl_jax._types import ArrayTree, StackedTree, State, check_num_tasks, check_range
+from mtl_jax._types import Array, StackedTree, State, check_range
+from mtl_jax.transforms._base import transform_stack
 
 
 def clip_tasks(
@@ -38,25 +37,16 @@ def clip_tasks(
         >>> print(tx.update(grads, tx.init(jnp.zeros(2)))[0])
         [1.  0.5]
     """
-    check_num_tasks(num_tasks)
     check_range("max_norm", max_norm, 0, open_low=True)
 
-    def init_fn(params: ArrayTree) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
-
-    def update_fn(
-        updates: StackedTree,
-        state: State,
-        params: ArrayTree | None = None,
-        **extra_args: Any,
+    def update(
+        updates: StackedTree, state: State, losses: Array | None
     ) -> tuple[StackedTree, State]:
-        del params, extra_args
-        tree.check_stacked(updates, num_tasks)
+        del losses
         norms = tree.task_norms(updates)
         scales = jnp.where(
             norms > max_norm, max_norm / jnp.where(norms > 0, norms, 1), 1
         )
         return tree.scale_tasks(scales, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform_stack(num_tasks, update)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mtl_jax import tree
-from mtl_jax._types import (
-    Array,
-    ArrayTree,
-    StackedTree,
-    State,
-    check_num_tasks,
-    check_range,
-)
+from mtl_jax._types import Array, ArrayTree, StackedTree, State, check_range
 from mtl_jax.solvers.projection import safe_softmax
+from mtl_jax.transforms._base import transform_stack
 
 
 class ExcessState(NamedTuple):
@@ -67,10 +61,9 @@ def excess_mtl(
     References:
         He et al., *Robust Multi-Task Learning with Excess Risks*, 2024, arXiv:2402.02009
     """
-    check_num_tasks(num_tasks)
     check_range("eta", eta, 0)
 
-    def init_fn(params: ArrayTree) -> ExcessState:
+    def init(params: ArrayTree) -> ExcessState:
         dtype = tree.accumulator_dtype(params)
         return ExcessState(
             jnp.ones(num_tasks, dtype),
@@ -78,14 +71,10 @@ def excess_mtl(
             jnp.full(num_tasks, jnp.nan, dtype),
         )
 
-    def update_fn(
-        updates: StackedTree,
-        state: State,
-        params: ArrayTree | None = None,
-        **extra_args: Any,
+    def update(
+        updates: StackedTree, state: State, losses: Array | None
     ) -> tuple[ArrayTree, State]:
-        del params, extra_args
-        tree.check_stacked(updates, num_tasks)
+        del losses
         dtype = state.weights.dtype
         squares = jax.tree.map(
             lambda old, new: (old + jnp.square(new.astype(old.dtype))).astype(
@@ -112,4 +101,4 @@ def excess_mtl(
         weights = jnp.maximum(weights, jnp.finfo(dtype).tiny)
         return tree.combine(weights, updates), ExcessState(weights, squares, first)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform_stack(num_tasks, update, init)

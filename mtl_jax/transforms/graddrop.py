@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax import tree
-from mtl_jax._types import (
-    Array,
-    ArrayTree,
-    StackedTree,
-    State,
-    check_num_tasks,
-    check_range,
-)
+from mtl_jax._types import Array, ArrayTree, StackedTree, State, check_range
+from mtl_jax.transforms._base import transform_stack
 
 
 class GraddropState(NamedTuple):
@@ -62,28 +55,23 @@ def graddrop(
     References:
         Chen et al., *Just Pick a Sign*, 2020, arXiv:2010.06808
     """
-    check_num_tasks(num_tasks)
     check_range("leak", leak, 0, 1)
 
-    def init_fn(params: ArrayTree) -> GraddropState:
+    def init(params: ArrayTree) -> GraddropState:
         del params
         return GraddropState(jax.random.key(seed))
 
-    def update_fn(
-        updates: StackedTree,
-        state: State,
-        params: ArrayTree | None = None,
-        **extra_args: Any,
+    def update(
+        updates: StackedTree, state: State, losses: Array | None
     ) -> tuple[ArrayTree, State]:
-        del params, extra_args
-        tree.check_stacked(updates, num_tasks)
+        del losses
         next_key, draw_key = jax.random.split(state.key)
         leaves, structure = jax.tree.flatten(updates)
         keys = jax.random.split(draw_key, len(leaves))
         kept = [_drop(leaf, key, leak) for leaf, key in zip(leaves, keys, strict=True)]
         return jax.tree.unflatten(structure, kept), GraddropState(next_key)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform_stack(num_tasks, update, init)
 
 
 def _drop(leaf: Array, key: Array, leak: float | Array) -> Array:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optax
 
 from mtl_jax import tree
-from mtl_jax._types import (
-    Array,
-    ArrayTree,
-    StackedTree,
-    State,
-    Statistics,
-    check_choice,
-    check_num_tasks,
-)
+from mtl_jax._types import Array, StackedTree, State, Statistics, check_choice
+from mtl_jax.transforms._base import transform_stack
 from mtl_jax.weighting._base import losses_of
 from mtl_jax.weighting.mgda import NORMALIZATIONS, normalization_scales
 
@@ -53,23 +44,11 @@ def normalize(
         Sener & Koltun, *Multi-Task Learning as Multi-Objective Optimization*, 2018,
         arXiv:1810.04650 (the normalisations are in its code only)
     """
-    check_num_tasks(num_tasks)
     check_choice("kind", kind, NORMALIZATIONS)
 
-    def init_fn(params: ArrayTree) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
-
-    def update_fn(
-        updates: StackedTree,
-        state: State,
-        params: ArrayTree | None = None,
-        *,
-        losses: Array | None = None,
-        **extra_args: Any,
+    def update(
+        updates: StackedTree, state: State, losses: Array | None
     ) -> tuple[StackedTree, State]:
-        del params, extra_args
-        tree.check_stacked(updates, num_tasks)
         if kind == "none":
             return updates, state
         if kind != "l2":
@@ -80,4 +59,4 @@ def normalize(
         scales = normalization_scales(kind, norms, losses)
         return tree.scale_tasks(1 / scales, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform_stack(num_tasks, update)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax import tree
-from mtl_jax._types import ArrayTree, StackedTree, State, check_num_tasks
+from mtl_jax._types import Array, ArrayTree, StackedTree, State, check_num_tasks
+from mtl_jax.transforms._base import transform_stack
 
 
 def trimmed_mean(
@@ -53,24 +51,16 @@ def trimmed_mean(
             f"{num_tasks} tasks, got {trim!r}"
         )
 
-    def init_fn(params: ArrayTree) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
-
-    def update_fn(
-        updates: StackedTree,
-        state: State,
-        params: ArrayTree | None = None,
-        **extra_args: Any,
+    def update(
+        updates: StackedTree, state: State, losses: Array | None
     ) -> tuple[ArrayTree, State]:
-        del params, extra_args
-        tree.check_stacked(updates, num_tasks)
+        del losses
 
-        def leaf_mean(leaf: jax.Array) -> jax.Array:
+        def leaf_mean(leaf: Array) -> Array:
             wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
             kept = jnp.sort(wide, axis=0)[cut : num_tasks - cut]
             return kept.mean(axis=0).astype(leaf.dtype)
 
         return jax.tree.map(leaf_mean, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform_stack(num_tasks, update)
