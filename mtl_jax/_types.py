@@ -97,6 +97,12 @@ def check_range(
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value}")
 
 
+def check_count(name: str, value: Any, low: int) -> None:
+    """Raises ``ValueError`` unless ``value`` is a Python integer >= ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be a Python integer >= {low}, got {value!r}")
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:

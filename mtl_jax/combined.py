@@ -19,6 +19,7 @@ from mtl_jax._types import (
     Statistics,
     Weighting,
     check_choice,
+    check_count,
 )
 from mtl_jax.features import Split
 from mtl_jax.sources import STRATEGIES, Source, make_source
@@ -150,8 +151,7 @@ def value_and_combined_grad(
     check_choice("head_weights", head_weights, ("unit", "weighted"))
     check_choice("feature_batch", feature_batch, ("flatten", "sum"))
     check_choice("nonfinite", nonfinite, POLICIES)
-    if isinstance(every_k, bool) or not isinstance(every_k, int) or every_k < 1:
-        raise ValueError(f"every_k must be a Python integer >= 1, got {every_k!r}")
+    check_count("every_k", every_k, 1)
     if strategy == "features" and isinstance(losses_fn, Split) and argnums != 0:
         raise ValueError(
             f"a Split takes the parameters as its first argument, got argnums={argnums!r}"

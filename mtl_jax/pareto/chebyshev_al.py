@@ -16,6 +16,7 @@ from mtl_jax._types import (
     Statistics,
     Weighting,
     check_choice,
+    check_count,
     check_range,
 )
 from mtl_jax.pareto.chebyshev_parts import check_reference, make_objectives
@@ -180,8 +181,7 @@ def chebyshev_al_weighting(
         penalty = 2.5e-8 if paper else 16.0
     if max_penalty is None:
         max_penalty = math.inf if paper else max(64.0, penalty)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a Python integer >= 1, got {every!r}")
+    check_count("every", every, 1)
     check_range("penalty", penalty, 0, open_low=True)
     check_range("growth", growth, 1)
     check_range("max_penalty", max_penalty, penalty)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mtl_jax._types import Array, State, check_range
+from mtl_jax._types import Array, State, check_count, check_range
 from mtl_jax.pareto.balancing import Points, Rule
-from mtl_jax.pareto.simplex_samplers import check_count
 
 
 def cosmos_objective(losses: Any, ray: Any, penalty: float | Array = 1.0) -> Array:

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from mtl_jax import tree
-from mtl_jax._types import Array, ArrayTree, check_num_tasks, check_range
-from mtl_jax.pareto.simplex_samplers import check_alphas, check_count
+from mtl_jax._types import Array, ArrayTree, check_count, check_num_tasks, check_range
+from mtl_jax.pareto.simplex_samplers import check_alphas
 from mtl_jax.solvers.vectors import as_vector
 
 

@@ -17,13 +17,14 @@ from mtl_jax._types import (
     StackedTree,
     State,
     Weighting,
+    check_count,
     check_num_tasks,
     check_range,
 )
 from mtl_jax.pareto.balancing import Points, Rule, make_rule
 from mtl_jax.pareto.members import count_members
 from mtl_jax.pareto.multi_forward import multi_forward_penalty
-from mtl_jax.pareto.simplex_samplers import Draw, check_count, make_sampler
+from mtl_jax.pareto.simplex_samplers import Draw, make_sampler
 from mtl_jax.solvers.scaling import full_precision
 
 

@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from mtl_jax._types import check_range
-from mtl_jax.pareto.simplex_samplers import check_count
+from mtl_jax._types import check_count, check_range
 
 
 def mdmtn_preferences() -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from mtl_jax._types import Array, check_choice, check_range
+from mtl_jax._types import Array, check_choice, check_count, check_range
 
 Draw = Callable[[Array, Any], Array]
 """``draw(key, dtype) -> alphas (W, M)``."""
@@ -204,9 +204,3 @@ def _concentration(concentration: Any, num_members: int) -> np.ndarray:
             f"per member, got {concentration!r}"
         )
     return numbers
-
-
-def check_count(name: str, value: Any, low: int) -> None:
-    """Raises ``ValueError`` unless ``value`` is a Python integer >= ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be a Python integer >= {low}, got {value!r}")

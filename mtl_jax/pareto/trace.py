@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,14 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from mtl_jax import tree
-from mtl_jax._types import Array, ArrayTree, LossesFn, check_choice, check_range
+from mtl_jax._types import (
+    Array,
+    ArrayTree,
+    LossesFn,
+    check_choice,
+    check_count,
+    check_range,
+)
 from mtl_jax.pareto.chain import BatchesFn, Chain, Move, Options, Point
 from mtl_jax.pareto.directions import check_objectives
 from mtl_jax.pareto.tangents import GUESSES, SOLVERS
@@ -175,8 +182,8 @@ def trace_front(
     check_choice("loop", loop, ("map", "vmap"))
     if x0 is not None:
         check_choice("x0", x0, GUESSES)
-    _check_count("steps", steps, 1)
-    _check_count("corrector_steps", corrector_steps, 0)
+    check_count("steps", steps, 1)
+    check_count("corrector_steps", corrector_steps, 0)
     check_range("step_size", step_size)
     check_range("momentum", momentum, 0, 1, open_high=True)
     check_range("damping", damping)
@@ -285,11 +292,6 @@ def _dominated(losses: Array) -> Array:
     flags = lax.map(by_any, points, batch_size=min(256, points.shape[0]))
     flags = flags | ~jnp.isfinite(points).all(axis=1)
     return flags.reshape(losses.shape[:-1])
-
-
-def _check_count(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be a Python integer >= {low}, got {value!r}")
 
 
 def _check_starts(starts: ArrayTree) -> ArrayTree:

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mtl_jax._types import Array, ArrayTree, State, check_choice, check_range
+from mtl_jax._types import (
+    Array,
+    ArrayTree,
+    State,
+    check_choice,
+    check_count,
+    check_range,
+)
 from mtl_jax.sparsity.growl import growl_prox, growl_theta
 from mtl_jax.sparsity.rows import (
     LayersSpec,
@@ -106,8 +113,7 @@ def growl(
     growl_theta(1, pattern=pattern, beta1=beta1, beta2=beta2)
     if not callable(max_sparsity):
         check_range("max_sparsity", max_sparsity, 0, 1)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a Python integer >= 1, got {every!r}")
+    check_count("every", every, 1)
     if mode == "prox" and learning_rate is None:
         raise ValueError(
             "mode='prox' needs the learning_rate of the optimiser before (a number or a "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mtl_jax._types import Array, ArrayTree, check_choice, check_range
+from mtl_jax._types import Array, ArrayTree, check_choice, check_count, check_range
 from mtl_jax.sparsity.pool import clip_top, pool_decreasing
 from mtl_jax.sparsity.rows import LayersSpec, chosen_leaves, row_norms, to_rows
 
@@ -51,8 +51,7 @@ def growl_theta(
         >>> print(growl_theta(4, pattern="two_part"))
         [1.2 1.  0.2 0.2]
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a Python integer >= 1, got {n!r}")
+    check_count("n", n, 1)
     check_choice("pattern", pattern, PATTERNS)
     check_range("beta1", beta1, 0, np.inf, open_high=True)
     check_range("beta2", beta2, 0, np.inf, open_high=True)

@@ -10,7 +10,14 @@ import optax
 from jax import lax
 
 from mtl_jax import tree
-from mtl_jax._types import Array, ArrayTree, StackedTree, State, check_num_tasks
+from mtl_jax._types import (
+    Array,
+    ArrayTree,
+    StackedTree,
+    State,
+    check_count,
+    check_num_tasks,
+)
 
 
 class AccumulateState(NamedTuple):
@@ -68,8 +75,7 @@ def accumulate(
         [-1. -1.]
     """
     check_num_tasks(num_tasks)
-    if isinstance(every_k, bool) or not isinstance(every_k, int) or every_k < 1:
-        raise ValueError(f"every_k must be a Python integer >= 1, got {every_k!r}")
+    check_count("every_k", every_k, 1)
     inside = optax.with_extra_args_support(tx)
 
     def init_fn(params: ArrayTree) -> AccumulateState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from mtl_jax._types import Array, Statistics, Weighting, check_num_tasks
+from mtl_jax._types import Array, Statistics, Weighting, check_count, check_num_tasks
 from mtl_jax.weighting._base import gram_of, stateless
 
 
@@ -41,12 +41,8 @@ def krum(num_tasks: int, *, num_faulty: int = 0, num_selected: int = 1) -> Weigh
         Descent*, 2017, arXiv:1703.02757
     """
     check_num_tasks(num_tasks)
-    for name, value, low in (
-        ("num_faulty", num_faulty, 0),
-        ("num_selected", num_selected, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} must be a Python integer >= {low}, got {value!r}")
+    check_count("num_faulty", num_faulty, 0)
+    check_count("num_selected", num_selected, 1)
     if num_selected > num_tasks or (num_faulty and num_tasks < num_faulty + 3):
         raise ValueError(
             f"krum with num_faulty={num_faulty}, num_selected={num_selected} needs at "

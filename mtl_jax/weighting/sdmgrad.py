@@ -12,6 +12,7 @@ from mtl_jax._types import (
     State,
     Statistics,
     Weighting,
+    check_count,
     check_num_tasks,
     check_range,
 )
@@ -70,8 +71,7 @@ def sdmgrad(
     check_range("pull", pull, 0)
     check_range("learning_rate", learning_rate, 0, open_low=True)
     check_range("momentum", momentum, 0, 1, open_high=True)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a Python integer >= 1, got {steps!r}")
+    check_count("steps", steps, 1)
     given = static_weights("preference", preference, num_tasks, 1.0 / num_tasks)
 
     @full_precision

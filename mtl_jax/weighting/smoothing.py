@@ -14,6 +14,7 @@ from mtl_jax._types import (
     State,
     Statistics,
     Weighting,
+    check_count,
     check_num_tasks,
     check_range,
 )
@@ -133,8 +134,7 @@ def every_k(weighting: Weighting, k: int) -> Weighting:
     References:
         Navon et al., *Multi-Task Learning as a Bargaining Game*, 2022, arXiv:2202.01017
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be a Python integer >= 1, got {k!r}")
+    check_count("k", k, 1)
     num_tasks = weighting.num_tasks
 
     def init() -> RenewedState:
