@@ -58,7 +58,7 @@ TOLERANCES = {
     "config": 6e-3,
     "gradvac": 1e-5,
     "krum": 1e-5,
-    "pcd": 2e-2,
+    "pcd": 1e-3,
     "cr_mogm": 6e-3,
     "modo": 1e-5,
     "sdmgrad": 1e-5,
