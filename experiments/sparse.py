@@ -145,7 +145,9 @@ class SparseConfig:
 
     conflict_architecture: Architecture = "hps"
     """Network of the curves of conflict."""
-    strengths: tuple[float, ...] = (0.0, 30.0, 100.0, 300.0, 1000.0)
+    conflict_importance: Triple = (0.1, 0.45, 0.45)
+    """Importance there: so much of sparsity that the strength alone decides on it."""
+    strengths: tuple[float, ...] = (0.0, 50.0, 100.0, 200.0, 400.0, 1000.0)
     """Strengths of GrOWL along the curves, see --growl-strength."""
     conflict_iterations: int = 4
     """Outer iterations of the networks of the small front at each strength."""
@@ -207,7 +209,7 @@ def check(config: SparseConfig) -> None:
             )
     if not 0 <= config.conflict_cap <= 1:
         raise ValueError(f"conflict_cap must lie in [0, 1], got {config.conflict_cap}")
-    for name in ("dense_importance", "sparse_importance"):
+    for name in ("dense_importance", "sparse_importance", "conflict_importance"):
         check_importance(name, getattr(config, name))
     if config.dense_importance[0]:
         raise ValueError(

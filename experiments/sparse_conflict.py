@@ -32,7 +32,7 @@ def _point(lab: Lab, strength: float) -> Record:
         print(f"  conflict, {name}, strength {strength:g} ...", flush=True)
         (first,) = lab.sparsify(
             name,
-            [config.sparse_importance],
+            [config.conflict_importance],
             seed,
             strengths=[strength],
             cap=config.conflict_cap,

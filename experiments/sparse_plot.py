@@ -95,6 +95,7 @@ def _front_3d(summary: Record, front: Record) -> Figure:
     space.set_xlabel(f"{tasks[0]} loss")
     space.set_ylabel(f"{tasks[1]} loss")
     space.set_zlabel("sparsity loss")
+    space.set_box_aspect(None, zoom=0.82)  # or the label would lie over its neighbour
     flat = figure.add_subplot(1, 3, 2)
     right = figure.add_subplot(1, 3, 3)
     shown: Any = None

@@ -34,6 +34,8 @@ NOTES = {
     "compressed": "file of the network without zero rows, tied rows once, read back: "
     "share of equal predictions on the test split, largest difference of logits, "
     "milliseconds for 256 pictures",
+    "minutes": "of this call, compilation and evaluation included; parts that were found "
+    "finished take none",
     "fronts": "coordinates are mean training losses of the last epoch",
     "conflict": "cosines between the tasks' gradients of the shared part, all steps of "
     "the small front; width: mean range of a test loss over its points",

@@ -41,6 +41,7 @@ TINY += ["--front-architectures", "hps", "--vectors", "2", "--preferences", "3"]
 # So strong that rows vanish within eight steps.
 TINY += ["--sparse-importance", "0.5", "0.25", "0.25", "--growl-strength", "400"]
 TINY += ["--strengths", "0", "400", "--conflict-vectors", "2"]
+TINY += ["--conflict-importance", "0.5", "0.25", "0.25"]
 TINY += ["--min-sparsity", "0.02", "0.02"]
 
 
@@ -70,8 +71,8 @@ def small_network(name, problem):
 
 def small_problem(config):
     rng = np.random.default_rng(0)
-    inputs = np.float32(rng.normal(size=(config.pairs[0], 12)))
-    answers = [np.int32(inputs[:, k] + inputs[:, k + 1] > 0) for k in (0, 2)]
+    inputs = rng.normal(size=(config.pairs[0], 12)).astype(np.float32)
+    answers = [(inputs[:, k] + inputs[:, k + 1] > 0).astype(np.int32) for k in (0, 2)]
     split = jax.device_put(Examples(inputs, tuple(answers)))
     return SparseProblem(
         name="rule",
