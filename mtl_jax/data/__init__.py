@@ -1,5 +1,6 @@
 """Data sets as NumPy arrays, and analytic problems."""
 
+from mtl_jax.data.celeba import AttributeData, AttributeSplit, load_celeba
 from mtl_jax.data.census import TabularData, TabularSplit, load_census
 from mtl_jax.data.cifar10_mnist import (
     CIFAR_MEAN,
@@ -33,6 +34,8 @@ __all__ = [
     "MEAN",
     "STD",
     "TOY_STARTS",
+    "AttributeData",
+    "AttributeSplit",
     "DigitHalves",
     "Digits",
     "FaceData",
@@ -46,6 +49,7 @@ __all__ = [
     "TabularData",
     "TabularSplit",
     "compose",
+    "load_celeba",
     "load_census",
     "load_cifar10_mnist",
     "load_digits",
