@@ -50,6 +50,14 @@ def aligned_mtl(
     Raises:
         ValueError: for a wrong number of preferences or an unknown scale.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.aligned_mtl(2)
+        >>> gram = jnp.diag(jnp.array([4.0, 1.0]))
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.250 0.500
+
     References:
         Senushkin et al., *Independent Component Alignment for Multi-Task Learning*, 2023,
         arXiv:2305.19000

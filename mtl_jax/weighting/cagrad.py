@@ -43,6 +43,14 @@ def cagrad(
     Raises:
         ValueError: for a negative ``c`` or unknown choices.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.cagrad(2, c=0.4)
+        >>> gram = jnp.array([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.500 0.846
+
     References:
         Liu et al., *Conflict-Averse Gradient Descent for Multi-task Learning*, 2021,
         arXiv:2110.14048

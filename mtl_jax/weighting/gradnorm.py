@@ -63,6 +63,14 @@ def gradnorm(
     Raises:
         ValueError: for hyper-parameters out of range.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.gradnorm(2)
+        >>> statistics = mtl_jax.Statistics(jnp.diag(jnp.array([4.0, 1.0])), jnp.ones(2))
+        >>> weights, _ = weighting.update(statistics, weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        1.000 1.000
+
     References:
         Chen et al., *GradNorm*, 2018, arXiv:1711.02257
     """

@@ -32,6 +32,14 @@ def imtl_g(num_tasks: int) -> Weighting:
         paper applies the rule to the gradients of the shared representation; this is
         the rule for whatever gradients come in.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.imtl_g(2)
+        >>> gram = jnp.diag(jnp.array([4.0, 1.0]))
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.333 0.667
+
     References:
         Liu et al., *Towards Impartial Multi-task Learning*, ICLR 2021
     """

@@ -16,6 +16,7 @@ from mtl_jax._types import (
     Statistics,
     Weighting,
     check_choice,
+    check_count,
     check_num_tasks,
     check_range,
 )
@@ -45,6 +46,14 @@ def si(num_tasks: int, *, weights: Sequence[float] | Array | None = None) -> Wei
 
     Raises:
         ValueError: for a wrong number of weights.
+
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.si(2)
+        >>> statistics = mtl_jax.Statistics(losses=jnp.array([1.0, 4.0]))
+        >>> weights, _ = weighting.update(statistics, weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        1.000 0.250
 
     References:
         Baseline of Navon et al., *Multi-Task Learning as a Bargaining Game*, 2022,
@@ -93,6 +102,14 @@ def uw(
 
     Raises:
         ValueError: for a negative learning rate.
+
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.uw(2, learning_rate=0.1)
+        >>> statistics = mtl_jax.Statistics(losses=jnp.array([1.0, 4.0]))
+        >>> weights, _ = weighting.update(statistics, weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.500 0.500
 
     References:
         Kendall et al., *Multi-Task Learning Using Uncertainty to Weigh Losses*, 2018,
@@ -162,14 +179,23 @@ def dwa(
     Raises:
         ValueError: for a temperature or window out of range or unknown choices.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.dwa(2, window=1)
+        >>> state = weighting.init()
+        >>> for losses in ([4.0, 4.0], [3.0, 2.0], [3.0, 1.0]):
+        ...     statistics = mtl_jax.Statistics(losses=jnp.array(losses))
+        ...     weights, state = weighting.update(statistics, state)
+        >>> print(*(f"{w:.3f}" for w in weights))
+        1.062 0.938
+
     References:
         Liu et al., *End-to-End Multi-Task Learning with Attention*, 2019,
         arXiv:1803.10704
     """
     check_num_tasks(num_tasks)
     check_range("temperature", temperature, 0, open_low=True)
-    if not isinstance(window, int) or window < 1:
-        raise ValueError(f"window must be a Python integer >= 1, got {window!r}")
+    check_count("window", window, 1)
     check_choice("average", average, ("block", "sliding"))
     check_choice("reduction", reduction, ("sum", "mean"))
 

@@ -61,6 +61,14 @@ def mgda(
     Raises:
         ValueError: for unknown choices.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.mgda(2)
+        >>> gram = jnp.array([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.286 0.714
+
     References:
         Sener & Koltun, *Multi-Task Learning as Multi-Objective Optimization*, 2018,
         arXiv:1810.04650; Désidéri, *Multiple-gradient descent algorithm*, 2012

@@ -41,6 +41,14 @@ def nash_mtl(
     Raises:
         ValueError: for a ``max_norm`` or ``ridge`` out of range.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.nash_mtl(2)
+        >>> gram = jnp.diag(jnp.array([4.0, 1.0]))
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.500 1.000
+
     References:
         Navon et al., *Multi-Task Learning as a Bargaining Game*, 2022, arXiv:2202.01017
     """

@@ -49,6 +49,14 @@ def pcgrad(num_tasks: int, *, reduction: str = "sum", seed: int = 0) -> Weightin
     Raises:
         ValueError: for an unknown reduction.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.pcgrad(2)
+        >>> gram = jnp.array([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        1.250 2.000
+
     References:
         Yu et al., *Gradient Surgery for Multi-Task Learning*, 2020, arXiv:2001.06782
     """

@@ -83,6 +83,14 @@ def rlw(num_tasks: int, *, distribution: str = "normal", seed: int = 0) -> Weigh
     Raises:
         ValueError: for an unknown distribution.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.rlw(3, seed=1)
+        >>> statistics = mtl_jax.Statistics(losses=jnp.ones(3))
+        >>> weights, _ = weighting.update(statistics, weighting.init())
+        >>> print(f"{weights.sum():.3f}")
+        1.000
+
     References:
         Lin et al., *Reasonable Effectiveness of Random Weighting*, 2021, arXiv:2111.10603
     """

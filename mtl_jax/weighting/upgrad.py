@@ -33,6 +33,14 @@ def upgrad(
     Raises:
         ValueError: for a wrong number of preferences.
 
+    Examples:
+        >>> import jax.numpy as jnp, mtl_jax
+        >>> weighting = mtl_jax.weighting.upgrad(2)
+        >>> gram = jnp.array([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weights, _ = weighting.update(mtl_jax.Statistics(gram), weighting.init())
+        >>> print(*(f"{w:.3f}" for w in weights))
+        0.625 1.000
+
     References:
         Quinton & Rey, *Jacobian Descent for Multi-Objective Optimization*, 2024,
         arXiv:2406.16232
