@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from experiments import plot_labels, records
+from experiments import plot_labels, plot_rows, records
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart; without the yellow,
 # which is too light for lines.
@@ -26,6 +26,8 @@ DASHES = ("-", "--", ":")
 GREY = "#767676"
 MANY = 6
 """With more lines than this in one panel, bands would hide them."""
+CROWD = 20
+"""More methods than this are rows, not points in a plane."""
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -43,9 +45,12 @@ def draw_all(folder: Path) -> list[Path]:
     """Draws every picture of the comparison in ``folder``; returns their paths."""
     summary = records.read_json(folder / "summary.json")
     curves = _curves(folder, summary)
+    crowd = len(summary["rows"]) > CROWD
     with plt.rc_context(STYLE):
         figures = {
-            "accuracy": draw_accuracy(summary),
+            "accuracy": plot_rows.draw_accuracy_rows(summary)
+            if crowd
+            else draw_accuracy(summary),
             "losses": draw_losses(summary, curves),
             "weights": draw_weights(summary, curves),
             "conflict": draw_conflict(curves),

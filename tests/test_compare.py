@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 import mtl_jax
-from experiments import __main__, cli, compare, plot_labels, plots, records, tables
+from experiments import (
+    __main__,
+    cli,
+    compare,
+    plot_labels,
+    plot_rows,
+    plots,
+    records,
+    tables,
+)
 from experiments.compare import CompareConfig
 from experiments.config import Protocol
 
@@ -100,7 +109,7 @@ def test_the_plan():
             assert sum(weights) == pytest.approx(1)
 
 
-OTHERS = ("explore_", "manifold_", "qm9")  # studies with options of their own
+OTHERS = ("explore_", "manifold_", "qm9", "celeba")  # studies with options of their own
 COMPARED = [p for p in cli.CONFIGS.glob("*.toml") if not p.stem.startswith(OTHERS)]
 
 
@@ -165,6 +174,24 @@ def test_pictures_of_many_methods_and_one_seed(tmp_path):
     paths = plots.draw_all(tmp_path)
     assert [path.stem for path in paths] == list(PICTURES)
     assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_a_crowd_of_methods_is_drawn_as_rows():
+    runs = [make_run("single-task", 0, [0.9], tasks=[t], run=t) for t in "xy"]
+    for i in range(plots.CROWD):
+        test = [0.9 - 0.001 * i, 0.89]
+        runs.append(make_run(f"m{i}", 0, test, tasks=["x", "y"], run=f"run{i}"))
+    runs.append(make_run("far", 0, [0.9, 0.1], tasks=["x", "y"], run="far"))
+    figure = plot_rows.draw_accuracy_rows(
+        {"tasks": ["x", "y"], "rows": tables.rows_of(runs)}
+    )
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0] == "far" and names[-1] == "m0"  # the best on top
+    assert [text.get_text() for text in axes.texts] == ["+0.0, -80.0"]
+    drawn = [len(container.lines[0].get_xdata()) for container in axes.containers]
+    assert drawn == [plots.CROWD + 1, plots.CROWD]
+    plt.close(figure)
 
 
 def test_labels_do_not_cover_each_other():
