@@ -20,6 +20,7 @@ STUDIES = {
     "manifold": "whole Pareto fronts in one training run, and their baselines",
     "sparse": "sparse networks by weighted Chebyshev training and GrOWL",
     "qm9": "eleven properties of molecules: methods on Nash-MTL's QM9 benchmark",
+    "celeba": "forty attributes of a face: what MGDA-UB saves",
     "bench": "step time of every method as a ratio to a plain step",
     "methods": "lists the registered methods",
 }
