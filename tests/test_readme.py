@@ -7,11 +7,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import mtl_jax
 from experiments import methods
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_method_table_is_generated(capsys):
@@ -52,10 +54,13 @@ def test_ten_line_example_trains():
     assert (history[-1] < history[0]).all()
 
 
-def test_linked_files_exist():
-    root = pathlib.Path(__file__).parent.parent
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (root / target).exists(), target
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/results/README.md"]
+)
+def test_linked_files_exist(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def test_example_of_combined_gradients_runs():
