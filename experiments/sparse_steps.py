@@ -12,9 +12,7 @@ import optax
 from experiments.explore_outputs import Examples
 from experiments.sparse import SparseConfig
 from experiments.sparse_problems import Network, SparseProblem
-from mtl_jax import models, sparsity, tree
-from mtl_jax._types import Statistics
-from mtl_jax.pareto.chebyshev_al import chebyshev_al_weighting
+from mtl_jax import Statistics, models, pareto, sparsity, tree
 
 Array = jax.Array
 
@@ -122,7 +120,7 @@ def chebyshev_fit(
         )
 
     def rule(importance: Array) -> Any:
-        return chebyshev_al_weighting(
+        return pareto.chebyshev_al_weighting(
             problem.num_tasks + 1,
             importance=importance,
             epsilon=config.epsilon,
