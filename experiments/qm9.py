@@ -39,6 +39,8 @@ class Qm9Config:
     """Folder of the records; default: runs/CONFIG."""
     resume: bool = False
     """Keep the finished parts of the run in that folder."""
+    plot: bool = True
+    """Draw the picture."""
     parts: tuple[Literal["runs", "cost", "edges"], ...] = ("runs",)
     """runs: train and compare. cost: time of a step of every method, in turn. edges: dense
     against sparse edges."""

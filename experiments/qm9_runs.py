@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import qm9_cost, qm9_edges, qm9_tables, records
+from experiments import qm9_cost, qm9_edges, qm9_plot, qm9_tables, records
 from experiments.explore import Table
 from experiments.explore_store import Store
 from experiments.qm9_problem import Qm9Problem
@@ -64,6 +64,9 @@ def run(config: Qm9Config, problem: Qm9Problem, folder: Path) -> list[Table]:
     found = qm9_tables.tables(summary)
     text = "\n".join(qm9_tables.markdown(table) for table in found)
     records.write_bytes(folder / "tables.md", text.encode())
+    if config.plot:
+        for path in qm9_plot.draw(folder):
+            print(f"picture: {path}")
     return found
 
 

@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
 def test_records_and_tables(finished):
     folder, summary = finished
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "summary.json", "tables.md", "parts"}
+    assert names == {"config.json", "summary.json", "tables.md", "delta_m.png", "parts"}
     assert "SYNTHETIC" in summary["data"]
     single, runs = summary["single_task"], summary["runs"]
     assert len(single) == 22 and len(runs) == 4
