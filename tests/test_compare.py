@@ -109,7 +109,8 @@ def test_the_plan():
             assert sum(weights) == pytest.approx(1)
 
 
-OTHERS = ("explore_", "manifold_", "qm9", "celeba")  # studies with options of their own
+# Studies with options of their own.
+OTHERS = ("explore_", "manifold_", "sparse_", "qm9", "celeba")
 COMPARED = [p for p in cli.CONFIGS.glob("*.toml") if not p.stem.startswith(OTHERS)]
 
 
