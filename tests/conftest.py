@@ -25,6 +25,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+# Linux allows a process 65,530 memory maps; every compiled program holds several.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Forgets compiled programs before XLA runs out of memory maps, and crashes."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Runs the test under 64-bit mode."""
