@@ -227,12 +227,11 @@ def test_the_monitored_network_goes_through_both_phases(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_criterion_of_the_study(tmp_path, data_dir):
-    """Half the rows of the monitored network go, its accuracy on MultiMNIST stays."""
-    options = ["--config", "sparse_multi_mnist", "--data-dir", data_dir, "--parts"]
-    options += ["table", "--architectures", "mdmtn", "--methods", "dense", "sparse"]
-    options = [*map(str, options), "--out", str(tmp_path / "run")]
-    assert main(["sparse", *options]) == 0
+def test_half_the_rows_go_and_the_accuracy_stays(tmp_path):
+    """On the embedded digits; the record of the full pictures is in docs/results."""
+    options = ["--config", "sparse_digits", "--parts", "table", "--no-plot"]
+    options += ["--architectures", "mdmtn", "--methods", "dense", "sparse"]
+    assert main(["sparse", *options, "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     dense, small = summary["table"]
     assert small["measures"]["rows"]["SR"] >= 50
