@@ -342,6 +342,16 @@ def test_lsuv_of_any_module():
     assert float(dense.std()) == pytest.approx(1, abs=0.1)
 
 
+def test_lsuv_takes_one_dimensional_convolutions_for_one_layer():
+    net = nn.Conv(5, (3,))  # a kernel of rank 3
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(8, 7, 2)), jnp.float32)
+    params = {"kernel": jnp.ones((3, 2, 5)), "bias": jnp.ones(5)}
+    flat = lsuv(net, params, {}, x, max_corrections=0)["kernel"].reshape(6, 5)
+    np.testing.assert_allclose(flat.T @ flat, np.eye(5), atol=1e-5)
+    out = net.apply({"params": lsuv(net, params, {}, 4 * x)}, 4 * x)
+    assert float(out.std()) == pytest.approx(1, abs=0.1)
+
+
 # --- bad input ------------------------------------------------------------------------
 
 

@@ -219,6 +219,11 @@ def test_compression_of_extreme_layers():
     with pytest.raises(ValueError, match="only 3 rows"):
         mixed = sparsity.compress({"kernel": np.diag([0.0, 0, 0, 0, 0, 1.0])})
         sparsity.expand(mixed, {"kernel": np.zeros((3, 6))})
+    listed = {"kernel": np.zeros((9, 4)), "rest": [np.ones(2)]}
+    full = sparsity.expand({**empty, "rest": [np.ones(2)]}, listed)
+    np.testing.assert_array_equal(full["rest"][0], np.ones(2))
+    with pytest.raises(ValueError, match=r"a leaf has shape \[\(3,\)\], expected"):
+        sparsity.expand({**empty, "rest": [np.ones(3)]}, listed)
     with pytest.raises(ValueError, match="in dictionaries"):
         sparsity.compress([np.zeros((9, 4), np.float32)], lambda path: True)
 

@@ -34,8 +34,9 @@ def lsuv(
 
     The output is that of the layer's own ``__call__`` (``nn.Dense``, ``nn.Conv``, …), so
     before pool and activation; of the fused layers of :mod:`mtl_jax.models` the
-    ``preactivation`` that they put into the collection ``intermediates``. Kernels stacked
-    per task (rank 3 or 5) count as separate layers.
+    ``preactivation`` that they put into the collection ``intermediates``. Kernels of rank 3
+    or 5 are stacked per task and count as separate layers, but for those of flax's own
+    layers (one- and three-dimensional convolutions).
 
     Args:
         module: any ``flax.linen.Module`` whose layers call their kernels ``kernel``.
@@ -71,12 +72,12 @@ def lsuv(
     check_range("tolerance", tolerance, 0, open_low=True)
     if max_corrections < 0:
         raise ValueError(f"max_corrections must be at least 0, got {max_corrections}")
-    params = _orthonormal(params, np.random.default_rng(seed))
     batch: Callable[[int], Any] = batches if callable(batches) else lambda _: batches
-    order, deviations = _watch(module, params, model_state, batch(0))
-    if not order:
+    layers, deviations = _watch(module, params, model_state, batch(0))
+    if not layers:
         raise ValueError("lsuv found no layer with a parameter called 'kernel'")
-    for index, path in enumerate(order):
+    params = _orthonormal(params, layers, np.random.default_rng(seed))
+    for index, path in enumerate(layers):
         x = batch(index)
         for _ in range(max_corrections):
             found = np.asarray(deviations(params, model_state, x)["/".join(path)])
@@ -88,13 +89,17 @@ def lsuv(
     return params
 
 
+Layers = dict[tuple[str, ...], bool]
+"""Paths of the layers in their order, and whether their kernels are stacked."""
+
+
 def _watch(
     module: nn.Module, params: ArrayTree, model_state: State, x: Any
-) -> tuple[list[tuple[str, ...]], Callable[..., dict[str, Array]]]:
-    """The layers in their order, and the jitted deviations of their outputs."""
+) -> tuple[Layers, Callable[..., dict[str, Array]]]:
+    """The layers, and the jitted deviations of their outputs."""
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
     flags: dict[str, Any] = {"train": False} if takes_train else {}
-    order: list[tuple[str, ...]] = []
+    layers: Layers = {}
 
     def deviations(params: ArrayTree, model_state: State, x: Any) -> dict[str, Array]:
         outputs: dict[tuple[str, ...], Any] = {}
@@ -104,31 +109,32 @@ def _watch(
             own = context.module.variables.get("params", {})
             if context.method_name == "__call__" and _is_array(own.get("kernel")):
                 outputs.setdefault(context.module.path, output)
+                known = type(context.module).__module__.startswith("flax.")
+                stacked = not known and own["kernel"].ndim in (3, 5)
+                layers.setdefault(context.module.path, stacked)
             return output
 
         with nn.intercept_methods(watch):
             _, updated = module.apply(
                 {"params": params, **model_state}, x, mutable=["intermediates"], **flags
             )
-        order[:] = outputs
         return {
-            "/".join(path): _deviation(params, updated, path, output)
+            "/".join(path): _deviation(layers[path], updated, path, output)
             for path, output in outputs.items()
         }
 
     jax.eval_shape(deviations, params, model_state, x)
-    return list(order), jax.jit(deviations)
+    return layers, jax.jit(deviations)
 
 
 def _deviation(
-    params: ArrayTree, updated: Any, path: tuple[str, ...], output: Any
+    stacked: bool, updated: Any, path: tuple[str, ...], output: Any
 ) -> Array:
-    node, inner = params, updated.get("intermediates", {})
+    inner = updated.get("intermediates", {})
     for name in path:
-        node, inner = node[name], inner.get(name, {})
+        inner = inner.get(name, {})
     if "preactivation" in inner:
         output = inner["preactivation"][0]
-    stacked = node["kernel"].ndim in (3, 5)
     axes = tuple(range(1, output.ndim)) if stacked else None
     return jnp.std(output, axis=axes)
 
@@ -137,14 +143,21 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "ndim")
 
 
-def _orthonormal(node: Any, rng: np.random.Generator) -> Any:
+def _orthonormal(
+    node: Any, layers: Layers, rng: np.random.Generator, path: tuple[str, ...] = ()
+) -> Any:
     if not isinstance(node, dict):
         return node
-    result = {name: _orthonormal(value, rng) for name, value in node.items()}
+    result = {
+        name: _orthonormal(value, layers, rng, (*path, name))
+        for name, value in node.items()
+    }
     if not _is_array(node.get("kernel")):
         return result
     kernel = node["kernel"]
-    count = kernel.shape[0] if kernel.ndim in (3, 5) else 1
+    # Kernels that the network does not use in evaluation are unknown: by rank.
+    stacked = layers.get(path, kernel.ndim in (3, 5))
+    count = kernel.shape[0] if stacked else 1
     rest = kernel.size // (count * kernel.shape[-1])
     draws = rng.normal(size=(count, kernel.shape[-1], rest))
     left, _, right = np.linalg.svd(draws, full_matrices=False)

@@ -123,6 +123,12 @@ def cluster_layers(
 
     Raises:
         ValueError: if ``layers`` chooses nothing, and as :func:`cluster_rows`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> kernel = jnp.array([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0], [1.01, 0.0]])
+        >>> cluster_layers({"dense": {"kernel": kernel}})
+        {'dense/kernel': array([ 0, -1,  1,  0], dtype=int32)}
     """
     labels = {}
     for name, kernel in chosen_leaves(params, layers).items():

@@ -111,10 +111,9 @@ def expand(compressed: ArrayTree, like: ArrayTree) -> ArrayTree:
         True
     """
     if not isinstance(like, dict):
-        if jnp.shape(compressed) != like.shape:
-            raise ValueError(
-                f"a leaf has shape {jnp.shape(compressed)}, expected {like.shape}"
-            )
+        found, expected = jax.tree.map(jnp.shape, (compressed, like))
+        if found != expected:
+            raise ValueError(f"a leaf has shape {found}, expected {expected}")
         return compressed
     result = {}
     for name, value in like.items():

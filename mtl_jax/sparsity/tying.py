@@ -76,6 +76,12 @@ def tie(params: ArrayTree, labels: Labels) -> ArrayTree:
 
     Raises:
         ValueError: for labels of other shapes, or of kernels that are not there.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> params = {"kernel": jnp.array([[1.0], [3.0], [9.0]]), "bias": jnp.ones(1)}
+        >>> print(tie(params, {"kernel": [0, 0, -1]})["kernel"][:, 0])
+        [2. 2. 0.]
     """
     _check_names(params, labels)
 
