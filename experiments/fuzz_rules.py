@@ -107,7 +107,7 @@ def moml(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     """Error of the first direction in the logits: the min-norm point of unit rows.
 
     NaN where a row of products is (nearly) constant: then its direction is a matter of
-    rounding.
+    rounding; and where SciPy's least squares do not end.
     """
     gram = _relative(problem)
     sizes = np.linalg.norm(gram, axis=2, keepdims=True)
@@ -117,8 +117,13 @@ def moml(problem: Scaled, weights: np.ndarray) -> np.ndarray:
     one = np.append(np.zeros(rows.shape[2]), 1.0)
     exact = np.empty_like(weights)
     for number, each in enumerate(rows):
-        shares, _ = optimize.nnls(np.vstack([each.T, np.ones(len(each))]), one)
-        exact[number] = shares @ each / shares.sum()
+        system = np.vstack([each.T, np.ones(len(each))])
+        try:
+            shares, _ = optimize.nnls(system, one, maxiter=1_000 * len(each))
+        except RuntimeError:
+            exact[number] = np.nan
+        else:
+            exact[number] = shares @ each / shares.sum()
     error = np.abs(_direction(weights) - exact).max(1)
     flat = (spread < 1e-3) & (sizes > 0)
     return np.where(flat.any((1, 2)), np.nan, error)
