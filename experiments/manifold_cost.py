@@ -12,7 +12,8 @@ import numpy as np
 
 from experiments.explore_problems import example_means
 from experiments.manifold import ManifoldConfig
-from experiments.manifold_families import Family, manifold, plain
+from experiments.manifold_families import manifold
+from experiments.manifold_points import Family, plain
 from experiments.manifold_problems import ManifoldProblem, judge
 from experiments.manifold_training import order, take_step
 from experiments.programs import Program, compile_program, interleaved

@@ -24,13 +24,8 @@ from experiments import (
 from experiments.explore import Table
 from experiments.explore_store import Store
 from experiments.manifold import ManifoldConfig
-from experiments.manifold_families import (
-    SINGLE,
-    Family,
-    balance_of,
-    make,
-    single_tasks,
-)
+from experiments.manifold_families import balance_of, make
+from experiments.manifold_points import SINGLE, Family, single_tasks
 from experiments.manifold_problems import ManifoldProblem
 from experiments.manifold_training import Evaluator, Trained, Trainer, order
 from mtl_jax import metrics, pareto, registry

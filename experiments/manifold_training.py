@@ -16,7 +16,7 @@ from experiments import records
 from experiments.explore_outputs import Examples
 from experiments.explore_problems import EVAL_BATCH, example_means
 from experiments.manifold import ManifoldConfig
-from experiments.manifold_families import Family
+from experiments.manifold_points import Family
 from experiments.manifold_problems import ManifoldProblem, judge
 from mtl_jax import pareto
 

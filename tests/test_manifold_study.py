@@ -13,6 +13,7 @@ from experiments import (
     cli,
     manifold,
     manifold_families,
+    manifold_points,
     manifold_problems,
     manifold_tables,
     manifold_training,
@@ -121,9 +122,9 @@ def test_resume_trains_nothing_again(finished, monkeypatch, capsys):
 @pytest.mark.slow
 def test_single_tasks_train_their_own_loss_with_one_program(problem):
     trainer = Trainer(problem, dataclasses.replace(TINY, epochs=8))
-    base = manifold_families.plain(problem, TINY)
+    base = manifold_points.plain(problem, TINY)
     evaluate = Evaluator(problem, base)
-    singles = manifold_families.single_tasks(base, 2)
+    singles = manifold_points.single_tasks(base, 2)
     losses = []
     for family in singles:
         solution = trainer.run(family, 0).solution
@@ -300,7 +301,7 @@ def test_bad_input_is_one_sentence_and_code_2(options, message, capsys, tmp_path
 
 
 def test_non_finite_losses_are_named(problem):
-    family = manifold_families.plain(problem, TINY)
+    family = manifold_points.plain(problem, TINY)
 
     def step(state, batch):
         return state, jnp.array([1.0, jnp.nan])
