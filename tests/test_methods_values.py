@@ -119,6 +119,20 @@ def test_imtl_g_at_a_stationary_point_takes_the_vanishing_combination():
     np.testing.assert_allclose(weights, [10 / 11, 1 / 11], rtol=1e-5)
 
 
+def test_imtl_g_of_negative_sum_rises_unless_told_to_descend():
+    # The third gradient lies between the others and is short: its weight is negative.
+    rows = np.array([[1.0, 0, 0], [0, 1, 0], [0.01, 0.01, 0.01]])
+    update, weights = update_and_weights("imtl_g", rows)
+    assert weights.sum() == pytest.approx(1, abs=1e-4) and (rows @ update < 0).all()
+    down, weights = update_and_weights("imtl_g(descent=True)", rows)
+    assert weights.sum() == pytest.approx(-1, abs=1e-4)
+    np.testing.assert_allclose(down, -update, rtol=1e-5)
+    cosines = rows @ down / np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(cosines, cosines[0], rtol=1e-3)
+    call, _ = update_and_weights("imtl_g(descent=True)", THREE)  # of positive sum
+    np.testing.assert_allclose(call, update_and_weights("imtl_g", THREE)[0], rtol=1e-6)
+
+
 # J = [[-4, 1, 1], [6, 1, 1]] and a full-rank 3 x 4 one, from the literature's test suites
 # and independent float64 computations.
 TWO = np.array([[-4.0, 1, 1], [6, 1, 1]])

@@ -10,7 +10,7 @@ from mtl_jax.solvers.scaling import scale_gram
 from mtl_jax.weighting._base import from_solver, gram_of, guarded
 
 
-def imtl_g(num_tasks: int) -> Weighting:
+def imtl_g(num_tasks: int, *, descent: bool = False) -> Weighting:
     r"""Impartial multi-task learning (gradient part): equal cosines with every task.
 
     The weights solve :math:`\langle \Delta, g_t / \|g_t\| \rangle = \mathrm{const}` with
@@ -21,6 +21,11 @@ def imtl_g(num_tasks: int) -> Weighting:
 
     Args:
         num_tasks: number of tasks ``T``.
+        descent: Weights of both signs can have a negative sum; scaled to the sum 1 their
+            update then makes every loss rise. With many noisy, nearly parallel gradients
+            that is common (a tenth to a fifth of the steps of a small network with eleven
+            tasks). ``True`` scales them to the sum -1 there, so that every loss falls; the
+            paper and the released codes do not.
 
     Returns:
         A weighting that needs the Gramian. The pseudo-inverse makes singular Gramians
@@ -45,13 +50,16 @@ def imtl_g(num_tasks: int) -> Weighting:
     """
 
     def solve(statistics: Statistics) -> Solution:
-        return equal_cosines(gram_of(statistics, num_tasks, "imtl_g"))
+        return equal_cosines(gram_of(statistics, num_tasks, "imtl_g"), descent)
 
     return from_solver(num_tasks, solve)
 
 
-def equal_cosines(gram: Array) -> Solution:
-    """Weights with sum 1 whose update has the same cosine with every task gradient."""
+def equal_cosines(gram: Array, descent: bool = False) -> Solution:
+    """Weights with sum 1 whose update has the same cosine with every task gradient.
+
+    With ``descent`` the sum is -1 where that makes the cosine positive.
+    """
     scaled = scale_gram(gram)
     num_tasks = gram.shape[0]
     solution, null = pseudo_solve(scaled, jnp.ones(num_tasks, gram.dtype))
@@ -63,7 +71,8 @@ def equal_cosines(gram: Array) -> Solution:
     unscaled = solution * scaled.inverse_norms
     total, size = unscaled.sum(), jnp.abs(unscaled).sum()
     regular = jnp.abs(total) > 8 * jnp.finfo(gram.dtype).eps * size
-    weights = unscaled / jnp.where(regular, total, 1)
+    sum_to_be = jnp.abs(total) if descent else total
+    weights = unscaled / jnp.where(regular, sum_to_be, 1)
     equal = jnp.full_like(weights, 1 / num_tasks)
     weights = jnp.where(scaled.nonzero.any(), weights, equal)
     valid = (regular | ~scaled.nonzero.any()) & scaled.finite
