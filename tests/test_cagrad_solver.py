@@ -257,3 +257,16 @@ def test_bad_arguments():
         cagrad_weights(jnp.ones((2, 3)), 0.4)
     with pytest.raises(ValueError, match="c must lie in"):
         cagrad_update_weights(jnp.eye(2), -0.4)
+
+
+def test_a_task_of_eight_digits_less_keeps_the_ball():
+    """Its weight ends within rounding of zero; the pull had vanished with it."""
+    norms = np.array([6.164, 0.32474, 2.5858e-08])
+    cosines = np.array([[1, -0.6674, -0.1522], [0, 1, -0.5785], [0, 0, 1]])
+    gram = (cosines + np.triu(cosines, 1).T) * norms[:, None] * norms
+    solve = jax.jit(jax.vmap(lambda gram: cagrad_update_weights(gram, 0.4).value))
+    weights = np.asarray(solve(jnp.asarray(gram, jnp.float32)[None])[0], float)
+    pull = weights - 1 / 3
+    mean = np.full(3, 1 / 3)
+    length, radius = pull @ gram @ pull, 0.4**2 * (mean @ gram @ mean)
+    assert length == pytest.approx(radius, rel=1e-3)

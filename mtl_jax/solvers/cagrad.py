@@ -110,7 +110,10 @@ def _solve(gram: Array, c: float | Array) -> tuple[Solution, Array]:
     # to within a small part of the lengths it is made of.
     image = scaled.cosines @ z
     length = jnp.sqrt(jnp.maximum(z @ image, 0))
-    step = jnp.maximum(length / radius, step)
+    # The solver's λ belongs to the hull of its last support, on whose edge z may lie; it
+    # is needed where |g_w| is rounding.
+    known = length > eps**0.25 * jnp.sum(z)
+    step = jnp.where(known, length / radius, jnp.maximum(length / radius, step))
     gradient = step * linear + image
     excess = jnp.max((z @ gradient) * scaled.inverse_norms - gradient)
     rounding = 16 * eps * jnp.sum(step * mean + z)
