@@ -73,10 +73,6 @@ class Qm9Config:
     """Molecules per step."""
     learning_rate: float = 1e-3
     """Of Adam, at first."""
-    max_norm: float = 0.0
-    """Clip the gradient of the shared parameters to that norm, whatever the method; 0: do
-    not. Nash-MTL's code does it for Nash-MTL; IMTL-G's weights, whose sum is normalised,
-    can be hundreds."""
     factor: float = 0.7
     """On the learning rate, after --patience epochs without a better validation Δm."""
     patience: int = 5
@@ -146,8 +142,6 @@ def check(config: Qm9Config) -> None:
         value = getattr(config, name)
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
-    if not 0 <= config.max_norm < math.inf:
-        raise ValueError(f"max_norm must be >= 0 and finite, got {config.max_norm}")
     if not 0 < config.factor <= 1:
         raise ValueError(f"factor must lie in (0, 1], got {config.factor}")
     if not config.seeds or min(*config.seeds, config.data_seed) < 0:

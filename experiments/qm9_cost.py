@@ -63,8 +63,9 @@ def _steps(
     problem: Qm9Problem, config: Qm9Config, call: str
 ) -> dict[str, Callable[[], Any]]:
     model = problem.models[problem.num_tasks]
-    rates = config.learning_rate, config.max_norm
-    step, init = training(call, problem.num_tasks, make_losses(model), *rates)
+    step, init = training(
+        call, problem.num_tasks, make_losses(model), config.learning_rate
+    )
     first = jax.tree.map(lambda leaf: leaf[:1], problem.train.inputs)
     params = init_params(model, jax.random.key(0), first)
     state = jax.jit(init)(params, {}, jax.random.key(1))

@@ -16,7 +16,6 @@ from experiments.problem import is_head, make_training
 from mtl_jax import data, models, registry, train
 from mtl_jax.data import MoleculeInputs, MoleculeSplit
 from mtl_jax.models import FunctionalModel, GraphBatch
-from mtl_jax.tree import path_name
 
 if TYPE_CHECKING:
     from experiments.qm9 import Qm9Config
@@ -138,11 +137,7 @@ def of_task(split: MoleculeSplit, task: int) -> MoleculeSplit:
 
 
 def training(
-    call: str,
-    num_tasks: int,
-    losses_fn: train.TrainLossesFn,
-    learning_rate: float,
-    max_norm: float = 0.0,
+    call: str, num_tasks: int, losses_fn: train.TrainLossesFn, learning_rate: float
 ) -> tuple[train.Step, Callable[..., train.TrainState]]:
     """The step of a method with Adam, whose learning rate is part of the state.
 
@@ -154,15 +149,11 @@ def training(
         num_tasks: number of losses.
         losses_fn: of the network.
         learning_rate: at first, see :func:`with_learning_rate`.
-        max_norm: that the shared parameters' gradient is clipped to, if positive.
 
     Raises:
         ValueError: for an unknown method or option.
     """
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
-    if max_norm:
-        clip = optax.masked(optax.clip_by_global_norm(max_norm), _shared)
-        optimizer = optax.chain(clip, optimizer)
     spec, options = registry.parse(call, also=registry.SOURCE_OPTIONS)
     chosen = set(options) & set(registry.SOURCE_OPTIONS)
     if spec.weighting is None or chosen:
@@ -178,12 +169,6 @@ def training(
         return train.init_state(params, model_state, optimizer, key, source=source)
 
     return train.make_combined_step(source, optimizer), init
-
-
-def _shared(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not is_head(path_name(path)), params
-    )
 
 
 def with_learning_rate(state: train.TrainState, rate: float) -> train.TrainState:

@@ -85,8 +85,8 @@ class Trainer:
         self.problem, self.config, self.call = problem, config, call
         self.model = problem.models[num_tasks]
         losses_fn = make_losses(self.model)
-        rates = config.learning_rate, config.max_norm
-        step, init = training(call or "ls", num_tasks, losses_fn, *rates)
+        rate = config.learning_rate
+        step, init = training(call or "ls", num_tasks, losses_fn, rate)
 
         def epoch(state: train.TrainState, split: Any, rows: jax.Array) -> Any:
             def body(state: train.TrainState, rows: jax.Array) -> Any:

@@ -22,9 +22,8 @@ def imtl_g(num_tasks: int, *, descent: bool = False) -> Weighting:
     Args:
         num_tasks: number of tasks ``T``.
         descent: Weights of both signs can have a negative sum; scaled to the sum 1 their
-            update then makes every loss rise. With many noisy, nearly parallel gradients
-            that is common. ``True`` scales them to the sum -1 there, so that every loss
-            falls; the paper and the released codes do not.
+            update then makes every loss rise. ``True`` scales them to the sum -1 there,
+            so that every loss falls; the paper and the released codes do not.
 
     Returns:
         A weighting that needs the Gramian. The pseudo-inverse makes singular Gramians
