@@ -251,11 +251,11 @@ def pcd(problem: Scaled, weights: np.ndarray, tau: float = 0.02) -> np.ndarray:
     wrong = np.where(active, np.abs(slack), np.maximum(-slack, 0))
     wrong = np.where(nonzero[:, 1:], np.maximum(wrong, -z[:, 1:]), 0)
     size = length(problem, z)
-    kkt = wrong.max(1, initial=0) / size
+    kkt = wrong.max(1, initial=0) / np.where(size > 0, size, 1)
     scaled_up = np.abs(divisor) / np.where(primary, norms[:, 0], 1) * size - 1
     lengths = np.where(size > EPS**0.25 * np.abs(z).sum(1), np.abs(scaled_up), 0)
     residual = np.where(divisor > 0, np.maximum(kkt, lengths), np.inf)
-    stopped = (weights == 0).all(1)
+    stopped = (weights * norms == 0).all(1)
     residual = np.where(primary, residual, np.where(stopped, 0, np.inf))
     among = problem.cosines[:, 1:, 1:]
     identity = np.eye(among.shape[1])

@@ -66,13 +66,13 @@ def modo(
 ) -> np.ndarray:
     """Whether the first point is the projection of ``v``: ``max_j (v - w).(e_j - w)``.
 
-    Per unit of ``1 + max |v|``, to which ``v`` is known.
+    Per unit of ``1 +`` the largest sum of sizes in ``G c``, to which ``v`` is known.
     """
     num_tasks = weights.shape[1]
     gram = problem.cosines * problem.norms[:, :, None] * problem.norms[:, None, :]
     center = np.full(num_tasks, 1 / num_tasks)
     v = center - gamma * (gram @ center + rho * center)
-    size = 1 + np.abs(v).max(1)
+    size = 1 + (np.abs(gram) @ center).max(1)
     pull = (v - weights) / size[:, None]
     wrong = pull.max(1) - np.sum(pull * weights, axis=1)
     return np.maximum(wrong, _off_simplex(weights))

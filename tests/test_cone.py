@@ -1,4 +1,6 @@
-"""The dual-cone solver against enumeration, SciPy's NNLS, goldens and KKT conditions."""
+"""The cone solvers against enumeration, SciPy's NNLS, goldens and KKT conditions."""
+
+import itertools
 
 import chex
 import jax
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_jax.solvers import dual_cone_weights
+from mtl_jax.solvers.cone import least_distance
 from tests.references import cone as reference
 
 SIZES = (1, 2, 3, 5, 10, 40)
@@ -220,3 +223,45 @@ def test_shape_errors():
         dual_cone_weights(jnp.eye(2), jnp.ones(3))
     with pytest.raises(ValueError, match="lower must have shape"):
         dual_cone_weights(jnp.eye(2), jnp.asarray(1.0))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-9), ("float32", 1e-3)])
+def test_least_distance_in_the_plane_and_in_space(rank, dtype, tolerance, x64):
+    """More vectors than dimensions: the nearest point is often a vertex, where another
+    vector that depends on those active has to take the place of one of them."""
+    program = jax.jit(least_distance)
+    rng = np.random.default_rng(rank)
+    swapped = 0
+    for _ in range(100):
+        vectors = rng.standard_normal((5, rank)) + np.eye(rank)[0]
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        lower = rng.uniform(-0.5, 1, 5)
+        nearest, active = _nearest_by_enumeration(vectors, lower)
+        cosines = jnp.asarray(vectors @ vectors.T, dtype)
+        found = program(cosines, jnp.asarray(lower, dtype))
+        if nearest is None or np.linalg.norm(nearest) > 20:
+            assert nearest is not None or not found.ok
+            continue
+        assert found.ok
+        point = np.asarray(found.value, float) @ vectors
+        size = np.linalg.norm(nearest) + 1
+        np.testing.assert_allclose(point, nearest, rtol=0, atol=tolerance * size)
+        swapped += active == rank
+    assert swapped > 20
+
+
+def _nearest_by_enumeration(vectors, lower):
+    """The nearest point with ``vectors @ d >= lower``, or None, and how many bind."""
+    best, active = None, 0
+    for count in range(vectors.shape[1] + 1):
+        for chosen in itertools.combinations(range(len(lower)), count):
+            rows = list(chosen)
+            point = (
+                np.linalg.pinv(vectors[rows]) @ lower[rows] if rows else 0 * vectors[0]
+            )
+            if (vectors @ point < lower - 1e-9).any():
+                continue
+            if best is None or np.linalg.norm(point) < np.linalg.norm(best) - 1e-12:
+                best, active = point, count
+    return best, active

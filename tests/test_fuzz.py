@@ -160,6 +160,8 @@ def test_pcd_residual_judges_the_conditions_and_the_length():
     assert residual(*(weights * [1, 1.5])) > 0.1  # more than asked for
     assert residual(*(1.1 * weights)) > 0.05
     assert residual(0, 0) == np.inf
+    alone = fuzz_residuals.scaled(np.zeros((1, 1, 1)))
+    assert fuzz_residuals.pcd(alone, np.ones((1, 1)))[0] == 0
 
 
 def test_residuals_of_rules_judge_them():
@@ -184,6 +186,9 @@ def test_residuals_of_rules_judge_them():
     pair = fuzz_residuals.scaled(np.array([[[1.0, -0.5], [-0.5, 1.0]]]))
     assert fuzz_rules.pcgrad(pair, np.array([[1.5, 1.5]]))[0] < 1e-12
     assert fuzz_rules.pcgrad(pair, np.array([[1.0, 1.0]]))[0] > 0.1
+    # Of opposed tasks float32 does not tell in which direction their sum is.
+    opposed = fuzz_residuals.scaled(1e12 * np.array([[[1.0, -1.0], [-1.0, 1.0]]]))
+    assert fuzz_rules.modo(opposed, np.array([[1.0, 0.0]]))[0] < 1e-9
     # Orthogonal tasks of one length: all rows are alike but for the task's own place,
     # and their hull holds zero.
     even = fuzz_residuals.scaled(np.eye(3)[None])

@@ -202,6 +202,32 @@ def test_bad_hyper_parameters_are_refused_at_construction(call):
     assert "\n" not in str(error.value)
 
 
+def test_pcd_meets_its_constraints_with_more_tasks_than_dimensions():
+    """Gradients of a half-space: there is always a step with the share asked of all."""
+    rng = np.random.default_rng(0)
+    weighting = mtl_jax.weighting.pcd(8, tau=0.5)
+    units = rng.standard_normal((100, 8, 3))
+    units[..., 0] = np.abs(units[..., 0]) + 0.1
+    units /= np.linalg.norm(units, axis=2, keepdims=True)
+
+    @jax.jit
+    @jax.vmap
+    def first_weights(gram):
+        return weighting.update(Statistics(gram), weighting.init())[0]
+
+    grams = jnp.asarray(units @ units.swapaxes(1, 2), jnp.float32)
+    weights = np.asarray(first_weights(grams), float)
+    shares = weights / weights[:, :1]
+    nearest = np.einsum("bt,btp->bp", shares, units)
+    slack = np.einsum("btp,bp->bt", units, nearest)[:, 1:] - 0.5
+    slack /= 1 + np.linalg.norm(nearest, axis=1, keepdims=True)
+    # Float32 tells no gradient from the span of others it is nearer to than this.
+    assert slack.min() > -2e-3
+    # Only tasks whose constraint binds add to the primary gradient.
+    assert shares.min() >= 0 and np.abs(slack * shares[:, 1:]).max() < 1e-3
+    assert (shares[:, 1:] > 0.01).sum(1).max() == 3
+
+
 def test_projection_on_the_simplex():
     rng = np.random.default_rng(0)
     project = jax.jit(jax.vmap(solvers.project_on_simplex))

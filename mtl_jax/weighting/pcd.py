@@ -16,7 +16,7 @@ from mtl_jax._types import (
     check_num_tasks,
     check_range,
 )
-from mtl_jax.solvers.cone import minimise_over_orthant
+from mtl_jax.solvers.cone import least_distance
 from mtl_jax.solvers.scaling import full_precision, scale_gram
 from mtl_jax.weighting._base import gram_of
 
@@ -99,18 +99,11 @@ def pcd(
         lengths = scaled.norms / jnp.where(averages > 0, averages, 1)
         among = scaled.cosines[rest][:, rest]
         among = jnp.where(np.eye(len(rest), dtype=bool), 1, among)
-        # Unit gradients' products with the primary one, less what is asked of them.
+        # Of products of unit gradients with the change of the primary one.
         asked = jnp.stack([jnp.asarray(s, dtype) for s in shares]) * lengths[rest]
-        linear = scaled.cosines[rest, primary] * lengths[primary] - asked
-        linear = jnp.where(scaled.nonzero[rest], linear, 0)[:, None]
-
-        def gradient_at(x: Array) -> Array:
-            return linear + among @ x
-
-        size = (lengths[primary] + asked.sum()).reshape(1, 1)
-        x, _ = minimise_over_orthant(among, gradient_at, size)
-        noise = float(jnp.finfo(dtype).eps) ** 0.75 * (size + jnp.sum(x))
-        x = jnp.where((gradient_at(x) >= -noise).all(), x, 0)[:, 0]
+        lower = asked - scaled.cosines[rest, primary] * lengths[primary]
+        nearest = least_distance(among, jnp.where(scaled.nonzero[rest], lower, 0))
+        x = jnp.where(nearest.ok, nearest.value, 0)
         z = (
             jnp.zeros(num_tasks, dtype)
             .at[rest]
