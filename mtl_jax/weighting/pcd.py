@@ -99,7 +99,7 @@ def pcd(
         lengths = scaled.norms / jnp.where(averages > 0, averages, 1)
         among = scaled.cosines[rest][:, rest]
         among = jnp.where(np.eye(len(rest), dtype=bool), 1, among)
-        # Of products of unit gradients with the change of the primary one.
+        # Bounds on unit gradients' products with what is added to the primary one.
         asked = jnp.stack([jnp.asarray(s, dtype) for s in shares]) * lengths[rest]
         lower = asked - scaled.cosines[rest, primary] * lengths[primary]
         nearest = least_distance(among, jnp.where(scaled.nonzero[rest], lower, 0))
