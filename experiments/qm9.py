@@ -69,6 +69,8 @@ class Qm9Config:
     """Hidden units of the edge network."""
     epochs: int = 300
     """Passes over the training molecules."""
+    single_epochs: int | None = None
+    """The same for single-task networks; default: --epochs."""
     batch_size: int = 120
     """Molecules per step."""
     learning_rate: float = 1e-3
@@ -136,8 +138,10 @@ def check(config: Qm9Config) -> None:
     for name in ("epochs", "batch_size", "hidden", "edge_hidden", "patience", "rounds"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be >= 1, got {getattr(config, name)}")
-    if config.stop_after is not None and config.stop_after < 1:
-        raise ValueError(f"stop_after must be >= 1, got {config.stop_after}")
+    for name in ("single_epochs", "stop_after"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
     for name in ("learning_rate", "min_learning_rate"):
         value = getattr(config, name)
         if not 0 < value < math.inf:

@@ -83,6 +83,8 @@ class Trainer:
     ) -> None:
         num_tasks = 1 if call is None else problem.num_tasks
         self.problem, self.config, self.call = problem, config, call
+        single = config.single_epochs if call is None else None
+        self.epochs = config.epochs if single is None else single
         self.model = problem.models[num_tasks]
         losses_fn = make_losses(self.model)
         rate = config.learning_rate
@@ -127,7 +129,7 @@ class Trainer:
             config.min_learning_rate,
         )
         history, best, seconds = [], {"delta_m": np.inf, "epoch": 0}, []
-        for epoch in range(config.epochs):
+        for epoch in range(self.epochs):
             rate = plateau.rate
             state, losses, spent = self._timed_epoch(
                 with_learning_rate(state, rate), splits[0], seed, epoch
