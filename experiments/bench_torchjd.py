@@ -20,10 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
-from rich.table import Table
 
 import mtl_jax
-from experiments import fuzz_residuals, records, torchjd_peer
+from experiments import (
+    bench_torchjd_tables,
+    fuzz_residuals,
+    records,
+    torchjd_peer,
+)
 from experiments.bench_networks import lenet
 from experiments.problem import is_head
 from experiments.programs import timings
@@ -81,8 +85,8 @@ def run(
     path = records.write_json(out / "torchjd.json", record)
     console = Console(width=130)
     for family, cells in aggregation.items():
-        console.print(_aggregation_table(family, cells))
-    console.print(_step_table(steps))
+        console.print(bench_torchjd_tables.aggregation_table(family, cells))
+    console.print(bench_torchjd_tables.step_table(steps))
     return path
 
 
@@ -282,44 +286,3 @@ def _our_step(num_tasks: int, batch_size: int, method: str | None) -> Callable[[
         return kept["carry"], losses
 
     return call
-
-
-def _aggregation_table(family: str, cells: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{family} Jacobians: ms of weights / update, error of the update"
-    )
-    table.add_column("method")
-    for column in cells:
-        table.add_column(column, justify="right")
-    columns = list(cells.values())
-    for method in columns[0]:
-        for name in columns[0][method]:
-            if name == "float64":  # the reference, not timed
-                continue
-            texts = []
-            for column in columns:
-                cell, ours = column[method][name], column[method]["mtl_jax"]
-                text = f"{cell['weights']:.3g} / {cell['update']:.3g}"
-                if name != "mtl_jax":
-                    ratio = cell["weights"] / ours["weights"]
-                    text += f" (x{ratio:.3g})"
-                error = f"  {cell['error']:.0e}" if "error" in cell else ""
-                texts.append(text + error)
-            table.add_row(f"{method}: {name}", *texts)
-    return table
-
-
-def _step_table(steps: dict[str, Any]) -> Table:
-    table = Table(title="whole step of the LeNet, ms (times ours)")
-    table.add_column("method")
-    for column in steps:
-        table.add_column(column, justify="right")
-    columns = list(steps.values())
-    for method in columns[0]:
-        for name in columns[0][method]:
-            cells = []
-            for column in columns:
-                step, ours = (column[method][key]["step"] for key in (name, "mtl_jax"))
-                cells.append(f"{step:.1f} ({step / ours:.2f})")
-            table.add_row(f"{method}: {name}", *cells)
-    return table

@@ -15,7 +15,7 @@ from typing import Literal
 
 from experiments import tables
 from experiments.explore_store import open_folder
-from mtl_jax.data.census import TASKS
+from mtl_jax.data.census_encoding import TASKS
 
 MODULES = {"toy": "manifold_toy"}
 """Modules of the problems that are no networks."""

@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from mtl_jax.data import census, census_files, census_synthetic, load_census
+from mtl_jax.data import census_encoding, census_files, census_synthetic, load_census
 from mtl_jax.data.census_columns import COLUMNS
 
 PERSON = (
@@ -376,11 +376,11 @@ def test_the_real_test_half_is_read_whole(real):
     assert path is not None
     table = census_files.read_file(path)
     assert len(table["age"]) == 99_762
-    tasks = tuple(census.TASKS)
+    tasks = tuple(census_encoding.TASKS)
     counts = {"faithful": [39_366, 30_104, 43_143], "fixed": [39_366, 33_410, 43_143]}
     counts["manifold"] = counts["faithful"]
-    for name, recipe in census.PREPROCESSINGS.items():
-        labels = census._labels(table, tasks, recipe)
+    for name, recipe in census_encoding.PREPROCESSINGS.items():
+        labels = census_encoding.labels_of(table, tasks, recipe)
         # the last is the published number of incomes over 50,000
         np.testing.assert_array_equal(labels.sum(0), [*counts[name], 6_186])
     # all documented values occur but one, which is in the training half only

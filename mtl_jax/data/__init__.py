@@ -11,15 +11,9 @@ from mtl_jax.data.cifar10_mnist import (
     rotate,
 )
 from mtl_jax.data.digits import BASES, DigitHalves, Digits, load_digits
-from mtl_jax.data.multi_mnist import (
-    MEAN,
-    STD,
-    MultiTaskData,
-    Split,
-    load_multi_mnist,
-    load_multi_mnist_3,
-    standardize,
-)
+from mtl_jax.data.multi_mnist import load_multi_mnist
+from mtl_jax.data.multi_mnist_3 import load_multi_mnist_3
+from mtl_jax.data.picture_sets import MEAN, STD, MultiTaskData, Split, standardize
 from mtl_jax.data.qm9 import MoleculeData, MoleculeInputs, MoleculeSplit, load_qm9
 from mtl_jax.data.recipes import CONSTRUCTIONS, compose
 from mtl_jax.data.toy import TOY_STARTS, toy_losses, toy_pareto_set

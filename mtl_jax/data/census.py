@@ -9,68 +9,18 @@ import numpy as np
 
 from mtl_jax._types import check_choice
 from mtl_jax.data import census_files, census_synthetic
-from mtl_jax.data.census_columns import (
-    COLUMNS,
-    EMPLOYED,
-    FAMILY,
-    INCOME,
-    MIGRATION,
-    RARE_FAMILY,
-    WEIGHT,
+from mtl_jax.data.census_encoding import (
+    PREPROCESSINGS,
+    TASKS,
+    inputs_of,
+    labels_of,
+    num_rows,
+    without,
 )
 from mtl_jax.data.census_files import OFFICIAL_ROWS, STEMS, Table
 
 SPLITS = ("auto", "official", "seeded")
 SYNTHETIC_ROWS = (4_000, 2_000)
-_COLLEGE = ("Bachelors", "Some", "Asso", "Doctorate", "Prof")
-
-
-class CensusTask(NamedTuple):
-    """A yes-no question that one column answers."""
-
-    column: str
-    yes: float | tuple[str, ...]
-    """For numbers the least value, else the beginnings of the values that mean yes."""
-
-
-TASKS = {
-    "age": CensusTask("age", 40.0),
-    "education": CensusTask("education", (*_COLLEGE, "Masters")),
-    "marital": CensusTask("marital stat", ("Never married",)),
-    "income": CensusTask(INCOME, ("50000+",)),
-}
-"""At least 40 years old; college or more; never married; income over 50,000 dollars."""
-
-
-class Preprocessing(NamedTuple):
-    """How rows become inputs and labels."""
-
-    scaled: bool
-    """Whether numbers are standardised by the mean and deviation of the training rows."""
-    income: bool
-    """Whether the income is an input where it is no task."""
-    masters: str
-    """How the values of ``education`` that count as a master's degree begin."""
-    left_out: tuple[str, ...] = ()
-    """Columns that are no inputs."""
-    one_hot: tuple[tuple[str, int], ...] = ()
-    """Columns of whole numbers 0, 1, ... that are inputs as classes, and how many."""
-    without: tuple[tuple[str, str], ...] = ()
-    """Column and value: rows that have it are left out, and the value is no input."""
-
-
-PREPROCESSINGS = {
-    "faithful": Preprocessing(scaled=False, income=True, masters="Maters"),
-    "fixed": Preprocessing(scaled=True, income=False, masters="Masters"),
-    "manifold": Preprocessing(
-        scaled=True,
-        income=True,
-        masters="Maters",
-        left_out=(*MIGRATION, "year"),
-        one_hot=((EMPLOYED, 7),),
-        without=((FAMILY, RARE_FAMILY),),
-    ),
-}
 
 
 class TabularSplit(NamedTuple):
@@ -183,11 +133,11 @@ def load_census(
     else:
         train, test, note = _read(Path(data_dir).expanduser(), split, seed, max_rows)
     recipe = PREPROCESSINGS[preprocessing]
-    train, test = (_without(table, recipe) for table in (train, test))
+    train, test = (without(table, recipe) for table in (train, test))
     train, held_out = _carve(train, validation, seed)
     tables = (train, held_out, test)
-    labels = [_labels(table, tasks, recipe) for table in tables]
-    inputs, names = _inputs(tables, tasks, recipe)
+    labels = [labels_of(table, tasks, recipe) for table in tables]
+    inputs, names = inputs_of(tables, tasks, recipe)
     counts = " + ".join(f"{len(rows):,}" for rows in labels)
     return TabularData(
         *(TabularSplit(*arrays) for arrays in zip(inputs, labels, strict=True)),
@@ -243,14 +193,16 @@ def _read(
     parts = (files.train,) if files.train else files.samples
     paths = [path for path in (*parts, files.test) if path is not None]
     tables = [census_files.read_file(path, max_rows) for path in paths]
-    notes = [_describe(path, _rows(t)) for path, t in zip(paths, tables, strict=True)]
+    notes = [
+        _describe(path, num_rows(t)) for path, t in zip(paths, tables, strict=True)
+    ]
     start = "rows (train + validation + test) of Census-Income (KDD)"
     found = " and ".join(notes)
     if complete and split != "seeded":
         train, test = tables
         return train, test, f"{start}, split as published, from {found}"
     pool = census_files.concatenate(tables)
-    total = _rows(pool)
+    total = num_rows(pool)
     if total < 2:
         raise ValueError(
             f"{data_dir} holds {total} row, expected at least two to split"
@@ -270,12 +222,8 @@ def _describe(path: Path, rows: int) -> str:
     return f"{rows:,}{of} rows of {path.name}"
 
 
-def _rows(table: Table) -> int:
-    return len(table[WEIGHT])
-
-
 def _carve(train: Table, validation: int | float, seed: int) -> tuple[Table, Table]:
-    total = _rows(train)
+    total = num_rows(train)
     if isinstance(validation, float):
         if not 0 <= validation < 1:
             raise ValueError(
@@ -290,82 +238,3 @@ def _carve(train: Table, validation: int | float, seed: int) -> tuple[Table, Tab
     order = np.random.default_rng([seed, 1]).permutation(total)
     rest, held_out = np.sort(order[validation:]), np.sort(order[:validation])
     return census_files.take(train, rest), census_files.take(train, held_out)
-
-
-def _without(table: Table, recipe: Preprocessing) -> Table:
-    """The rows that have none of the values that the recipe does without."""
-    for name, value in recipe.without:
-        position = (COLUMNS[name] or ()).index(value)
-        table = census_files.take(table, np.flatnonzero(table[name] != position))
-    return table
-
-
-def _labels(table: Table, tasks: tuple[str, ...], recipe: Preprocessing) -> np.ndarray:
-    labels = np.empty((_rows(table), len(tasks)), np.int32)
-    for k, task in enumerate(tasks):
-        name, yes = TASKS[task]
-        values = COLUMNS[name]
-        if not isinstance(yes, tuple) or values is None:
-            labels[:, k] = table[name] >= yes
-            continue
-        if task == "education":
-            yes = (*_COLLEGE, recipe.masters)
-        labels[:, k] = np.array([v.startswith(yes) for v in values])[table[name]]
-    return labels
-
-
-def _inputs(
-    tables: tuple[Table, ...], tasks: tuple[str, ...], recipe: Preprocessing
-) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Inputs of each table, scaled by the first one; and the features' names."""
-    left_out = {WEIGHT, *recipe.left_out, *(TASKS[task].column for task in tasks)}
-    if not recipe.income:
-        left_out.add(INCOME)
-    columns = {name: v for name, v in COLUMNS.items() if name not in left_out}
-    for name, count in recipe.one_hot:
-        if name in columns:
-            columns[name] = tuple(map(str, range(count)))
-            _check_classes(tables, name, count)
-    names = tuple(
-        name if value is None else f"{name}={value}"
-        for name, values in columns.items()
-        for value in values or (None,)
-    )
-    inputs = [np.zeros((_rows(table), len(names)), np.float32) for table in tables]
-    first = 0
-    for name, values in columns.items():
-        for table, matrix in zip(tables, inputs, strict=True):
-            column = table[name]
-            if values is None:
-                matrix[:, first] = column
-            else:
-                matrix[np.arange(len(column)), first + column.astype(np.int64)] = 1
-        if values is None and recipe.scaled:
-            train = tables[0][name].astype(np.float64)
-            mean, deviation = train.mean(), train.std()
-            for matrix in inputs:
-                matrix[:, first] -= mean
-                matrix[:, first] /= deviation or 1
-        first += len(values or (None,))
-    return _without_values(inputs, names, recipe)
-
-
-def _check_classes(tables: tuple[Table, ...], name: str, count: int) -> None:
-    for table in tables:
-        wrong = table[name][~np.isin(table[name], np.arange(count))]
-        if len(wrong):
-            raise ValueError(
-                f"the column {name!r} holds {wrong[0]:g}, expected whole numbers from 0 "
-                f"to {count - 1}"
-            )
-
-
-def _without_values(
-    inputs: list[np.ndarray], names: tuple[str, ...], recipe: Preprocessing
-) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Inputs without those that are always zero because their rows were dropped."""
-    gone = {f"{column}={value}" for column, value in recipe.without}
-    kept = [k for k, name in enumerate(names) if name not in gone]
-    if len(kept) == len(names):
-        return inputs, names
-    return [matrix[:, kept] for matrix in inputs], tuple(names[k] for k in kept)

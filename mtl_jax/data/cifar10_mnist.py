@@ -11,7 +11,7 @@ import numpy as np
 from mtl_jax._types import Array
 from mtl_jax.data.cifar10_files import ColourHalf, read_cifar10
 from mtl_jax.data.digits import Digits, load_digits
-from mtl_jax.data.multi_mnist import MultiTaskData, Split
+from mtl_jax.data.picture_sets import MultiTaskData, Split
 from mtl_jax.data.recipes import bicubic
 
 CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32).reshape(1, 1, 1, 3)
