@@ -35,7 +35,7 @@ class Protocol:
     learning_rate: float = 2e-3
     """Its learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Of sgd, and b1 of adam. 0 for methods that average gradients: moco, db_mtl."""
     decay: float = 1.0
     """Factor on the learning rate every --decay-epochs epochs."""
     decay_epochs: int = 10

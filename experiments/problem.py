@@ -172,7 +172,7 @@ class Problem:
             )
         if protocol.optimizer == "sgd":
             return optax.sgd(rate, momentum=protocol.momentum)
-        return optax.adam(rate)
+        return optax.adam(rate, b1=protocol.momentum)
 
     def _check(self, loaded: data.MultiTaskData) -> None:
         batch, devices = self.protocol.batch_size, self.mesh.shape["data"]

@@ -56,7 +56,9 @@ def aggregate_average(
 
     Returns:
         A transformation from ``(T, *p)`` to ``(*p)``. The average lies in its state and
-        takes as much memory as the task gradients.
+        takes as much memory as the task gradients. It is a momentum: follow it by an
+        optimiser without another one (``optax.adam(rate, b1=0)``). Two averages in a row
+        overshoot, with ``optax.ema`` before ``optax.adam`` just as here.
 
     Examples:
         >>> import jax.numpy as jnp, mtl_jax
@@ -136,7 +138,8 @@ def moco(
         holds ``Y``. As in LibMTL softmax stands for the projection on the simplex of the
         paper, so the weights stay near ``1/T``. Zero gradients count as zero (LibMTL adds
         1e-8 to the norms). Give task-specific parameters another method with
-        ``optax.partition``.
+        ``optax.partition``. Follow it by an optimiser without momentum, see
+        :func:`aggregate_average`.
 
     Raises:
         ValueError: for options out of range; from ``update``, for missing losses.
@@ -214,7 +217,8 @@ def db_mtl(
         first update is ``1 - beta`` of a full one. A loss that is not positive enters
         with its plain gradient; zero gradients count as zero (LibMTL adds 1e-8 to losses
         and norms). Give task-specific parameters another method with ``optax.partition``
-        (LibMTL gives them the sum of the logarithms' gradients).
+        (LibMTL gives them the sum of the logarithms' gradients). Follow it by an optimiser
+        without momentum, see :func:`aggregate_average`.
 
     Raises:
         ValueError: for options out of range; from ``update``, for missing losses.
