@@ -35,6 +35,16 @@ def whole(trainer, tmp_path_factory):
     return folder / "run"
 
 
+def test_momentum_is_the_b1_of_adam(problem):
+    """What averaged methods need: without momentum the last gradient decides alone."""
+    protocol = dataclasses.replace(TINY, momentum=0.0)
+    tx = Problem(protocol, problem.mesh).optimizer()
+    state = tx.init(0.0)
+    for gradient in (3.0, -3.0):
+        update, state = tx.update(gradient, state)
+    assert update == pytest.approx(TINY.learning_rate, rel=1e-4)
+
+
 def restored(folder, trainer):
     """The state in the run's checkpoint."""
     key, images = jax.random.key(0), trainer.problem.split("train").images[:1]
