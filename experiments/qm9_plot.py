@@ -11,6 +11,10 @@ from experiments.explore_plot import BLUE, GREY, new_figure, save
 from experiments.plots import STYLE
 from experiments.qm9_tables import PUBLISHED, published_name
 
+LINEAR = 200
+"""Percent; the axis is logarithmic beyond."""
+TICKS = (-50, 0, 50, 100, 150, 200, 500, 1000)
+
 
 def draw(folder: Path) -> list[Path]:
     """Draws Δm, ours with deviations over seeds and the published ones.
@@ -52,6 +56,9 @@ def draw(folder: Path) -> list[Path]:
             )
         axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
         axes.axvline(0, color=GREY, linewidth=1)
+        # One method that fails would squeeze all others into a line.
+        axes.set_xscale("symlog", linthresh=LINEAR)
+        axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
         axes.set(xlabel="Δm against single-task networks, % (left is better)")
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         return [save(figure, folder / "delta_m.png")]
