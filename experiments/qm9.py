@@ -81,6 +81,9 @@ class Qm9Config:
     """See --factor."""
     min_learning_rate: float = 1e-5
     """Least learning rate."""
+    unit_length: bool = False
+    """Divide every method's combined gradient of the shared parameters by its norm, before
+    Adam (runs; not for single-task networks)."""
     stop_after: int | None = None
     """End a run after so many epochs without a better validation Δm."""
 

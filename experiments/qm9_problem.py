@@ -16,6 +16,7 @@ from experiments.problem import is_head, make_training
 from mtl_jax import data, models, registry, train
 from mtl_jax.data import MoleculeInputs, MoleculeSplit
 from mtl_jax.models import FunctionalModel, GraphBatch
+from mtl_jax.tree import resolve_heads
 
 if TYPE_CHECKING:
     from experiments.qm9 import Qm9Config
@@ -137,7 +138,11 @@ def of_task(split: MoleculeSplit, task: int) -> MoleculeSplit:
 
 
 def training(
-    call: str, num_tasks: int, losses_fn: train.TrainLossesFn, learning_rate: float
+    call: str,
+    num_tasks: int,
+    losses_fn: train.TrainLossesFn,
+    learning_rate: float,
+    unit_length: bool = False,
 ) -> tuple[train.Step, Callable[..., train.TrainState]]:
     """The step of a method with Adam, whose learning rate is part of the state.
 
@@ -149,11 +154,16 @@ def training(
         num_tasks: number of losses.
         losses_fn: of the network.
         learning_rate: at first, see :func:`with_learning_rate`.
+        unit_length: divide the combined gradient of the shared parameters by its norm,
+            before Adam.
 
     Raises:
         ValueError: for an unknown method or option.
     """
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
+    if unit_length:
+        unit = optax.masked(optax.normalize_by_update_norm(), _is_shared)
+        optimizer = optax.chain(unit, optimizer)
     spec, options = registry.parse(call, also=registry.SOURCE_OPTIONS)
     chosen = set(options) & set(registry.SOURCE_OPTIONS)
     if spec.weighting is None or chosen:
@@ -169,6 +179,11 @@ def training(
         return train.init_state(params, model_state, optimizer, key, source=source)
 
     return train.make_combined_step(source, optimizer), init
+
+
+def _is_shared(params: Any) -> Any:
+    marks = resolve_heads(is_head, params)
+    return jax.tree.map(lambda mark: not mark, marks)
 
 
 def with_learning_rate(state: train.TrainState, rate: float) -> train.TrainState:

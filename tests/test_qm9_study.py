@@ -4,15 +4,17 @@ import dataclasses
 import json
 import tomllib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import cli, qm9, qm9_runs, qm9_tables
 from experiments.__main__ import main
 from experiments.qm9 import Qm9Config
-from experiments.qm9_problem import load
+from experiments.qm9_problem import init_params, load, make_losses, training
 from experiments.qm9_tables import PUBLISHED, PUBLISHED_SINGLE
 from experiments.qm9_training import Plateau, Trainer
 from mtl_jax import metrics, models
@@ -102,6 +104,24 @@ def test_learning_rate_falls_on_a_plateau():
     # 3.9999 and -1.00005 are no better by a ten-thousandth; three such in a row count.
     expected = [1] * 4 + [0.5] * 5 + [0.25] * 3 + [0.2] * 4
     assert rates == expected
+
+
+def test_unit_length_divides_the_shared_part_by_its_norm():
+    problem = load(Qm9Config(sizes=(8, 4, 4), batch_size=8))
+    model, key = SHALLOW[11], jax.random.key(0)
+    params = init_params(model, key, problem.train.inputs)
+    moments = []
+    for unit_length in (False, True):
+        step, init = training("ls", 11, make_losses(model), 1e-3, unit_length)
+        state, _ = step(init(params, {}, key), problem.train)
+        moments.append(optax.tree.get(state.opt_state, "mu"))
+    plain, unit = moments
+    norm = jnp.linalg.norm(plain["encoder"])
+    assert abs(norm - 0.1) > 1e-3  # Adam's first average: a tenth of the gradient
+    chex.assert_trees_all_close(
+        unit["encoder"], plain["encoder"] / norm / 10, rtol=1e-5
+    )
+    chex.assert_trees_all_close(unit["heads"], plain["heads"], rtol=1e-6)
 
 
 def test_published_numbers_fit_together():
