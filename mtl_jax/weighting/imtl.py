@@ -25,6 +25,10 @@ def imtl_g(num_tasks: int, *, descent: bool = False) -> Weighting:
             update then makes every loss rise. ``True`` scales them to the sum -1 there,
             so that every loss falls; the paper and the released codes do not.
 
+    Where weights of both signs nearly cancel in their sum, the update is very long. With
+    eleven tasks training failed, until ``optax.normalize_by_update_norm()`` stood between
+    method and Adam (QM9 in ``docs/results``).
+
     Returns:
         A weighting that needs the Gramian. The pseudo-inverse makes singular Gramians
         (duplicated gradients, ``T > P``) safe, where LibMTL raises and nash-mtl returns
