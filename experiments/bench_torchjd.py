@@ -27,8 +27,7 @@ from experiments import (
     records,
     torchjd_peer,
 )
-from experiments.bench_torchjd_steps import milliseconds
-from experiments.programs import timings
+from experiments.programs import milliseconds, timings
 from mtl_jax import solvers
 
 FAMILIES = {"random": 0.0, "conflicting": 0.9}

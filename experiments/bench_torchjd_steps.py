@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,10 @@ import jax
 import optax
 
 import mtl_jax
-from experiments import records, torchjd_peer
+from experiments import torchjd_peer
 from experiments.bench_networks import lenet
 from experiments.problem import is_head
-from experiments.programs import timings
+from experiments.programs import milliseconds, timings
 
 
 def measure(
@@ -36,14 +35,6 @@ def measure(
     for (method, name), times in timings(programs, **timing).items():
         results.setdefault(method, {})[name] = milliseconds("step", times)
     return results
-
-
-def milliseconds(kind: str, times: list[float]) -> dict[str, float]:
-    """The median, and the fastest call: on a busy machine only that compares."""
-    return {
-        kind: records.rounded(1e3 * statistics.median(times)),
-        f"{kind}_fastest": records.rounded(1e3 * min(times)),
-    }
 
 
 def _our_step(num_tasks: int, batch_size: int, method: str | None) -> Callable[[], Any]:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments import records
+
 
 class Program(NamedTuple):
     """A compiled function with its arguments."""
@@ -72,3 +74,11 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of each call, see :func:`timings`."""
     return {n: statistics.median(times) for n, times in timings(calls, rounds).items()}
+
+
+def milliseconds(kind: str, times: list[float]) -> dict[str, float]:
+    """The median, and the fastest call: on a busy machine only that compares."""
+    return {
+        kind: records.rounded(1e3 * statistics.median(times)),
+        f"{kind}_fastest": records.rounded(1e3 * min(times)),
+    }

@@ -83,7 +83,7 @@ class Qm9Config:
     """Least learning rate."""
     unit_length: bool = False
     """Divide every method's combined gradient of the shared parameters by its norm, before
-    Adam (runs; not for single-task networks)."""
+    Adam. Not for single-task networks."""
     stop_after: int | None = None
     """End a run after so many epochs without a better validation Δm."""
 

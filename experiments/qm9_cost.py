@@ -64,7 +64,11 @@ def _steps(
 ) -> dict[str, Callable[[], Any]]:
     model = problem.models[problem.num_tasks]
     step, init = training(
-        call, problem.num_tasks, make_losses(model), config.learning_rate
+        call,
+        problem.num_tasks,
+        make_losses(model),
+        config.learning_rate,
+        unit_length=config.unit_length,
     )
     first = jax.tree.map(lambda leaf: leaf[:1], problem.train.inputs)
     params = init_params(model, jax.random.key(0), first)

@@ -142,6 +142,7 @@ def training(
     num_tasks: int,
     losses_fn: train.TrainLossesFn,
     learning_rate: float,
+    *,
     unit_length: bool = False,
 ) -> tuple[train.Step, Callable[..., train.TrainState]]:
     """The step of a method with Adam, whose learning rate is part of the state.
@@ -162,7 +163,7 @@ def training(
     """
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=learning_rate)
     if unit_length:
-        unit = optax.masked(optax.normalize_by_update_norm(), _is_shared)
+        unit = optax.masked(optax.normalize_by_update_norm(), _shared_marks)
         optimizer = optax.chain(unit, optimizer)
     spec, options = registry.parse(call, also=registry.SOURCE_OPTIONS)
     chosen = set(options) & set(registry.SOURCE_OPTIONS)
@@ -181,7 +182,7 @@ def training(
     return train.make_combined_step(source, optimizer), init
 
 
-def _is_shared(params: Any) -> Any:
+def _shared_marks(params: Any) -> Any:
     marks = resolve_heads(is_head, params)
     return jax.tree.map(lambda mark: not mark, marks)
 

@@ -22,7 +22,9 @@ Record = dict[str, Any]
 NOTES = {
     "test": "mean absolute errors in the units named, after the epoch with the best Δm on "
     "the validation split",
-    "delta_m": "percent, against the mean of the single-task networks' test errors",
+    "delta_m": "percent, against the errors under base",
+    "base": "mean errors of the single-task networks, or with baseline=published those in "
+    "Nash-MTL's code",
     "published": "Table 2 of arXiv:2202.01017: 110,831 molecules, 300 epochs, 64 units",
 }
 

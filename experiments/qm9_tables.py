@@ -164,6 +164,8 @@ def _errors(summary: Record) -> Table:
         "mean absolute test errors, mean over seeds; Δm: mean ± standard deviation over "
         "seeds, against single-task networks; published: 110,831 molecules, 300 epochs"
     )
+    if summary["config"]["unit_length"]:
+        title += "; --unit-length: gradients of the shared parameters have norm 1"
     return Table(title, heads, body)
 
 

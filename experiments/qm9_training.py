@@ -88,8 +88,10 @@ class Trainer:
         self.model = problem.models[num_tasks]
         losses_fn = make_losses(self.model)
         rate = config.learning_rate
-        unit_length = config.unit_length and call is not None
-        step, init = training(call or "ls", num_tasks, losses_fn, rate, unit_length)
+        unit = config.unit_length and call is not None
+        step, init = training(
+            call or "ls", num_tasks, losses_fn, rate, unit_length=unit
+        )
 
         def epoch(state: train.TrainState, split: Any, rows: jax.Array) -> Any:
             def body(state: train.TrainState, rows: jax.Array) -> Any:

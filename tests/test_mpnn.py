@@ -217,6 +217,10 @@ def test_pair_features():
     expected[0, 1, 3] = expected[1, 0, 3] = expected[1, 2, 0] = expected[2, 1, 0] = 1
     expected[..., 4] = [[0, 5, 0], [5, 0, 5], [0, 5, 0]]
     np.testing.assert_array_equal(found[0], expected)
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    moved = positions @ turn.astype(np.float32) + np.float32([1, -2, 3])
+    again = jax.jit(models.pair_features)(bonds, moved)
+    np.testing.assert_allclose(again[0], expected, atol=1e-5)
 
 
 def test_bad_input_is_explained():

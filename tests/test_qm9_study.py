@@ -30,12 +30,13 @@ def shallow(num_tasks):
         shared, own = jax.random.split(key)
         params = {
             "encoder": jax.random.normal(shared, (batch.nodes.shape[-1], 4)) / 10,
+            "bias": jnp.zeros((1, 4)),
             "heads": {"w": jax.random.normal(own, (num_tasks, 4)) / 10},
         }
         return params, {}
 
     def apply(params, state, batch, *, train=False, key=None):
-        features = batch.nodes.sum(1) @ params["encoder"] / 5
+        features = batch.nodes.sum(1) @ params["encoder"] / 5 + params["bias"]
         return (params["heads"]["w"] @ features.T)[..., None], state
 
     return models.FunctionalModel(init, apply)
@@ -106,22 +107,43 @@ def test_learning_rate_falls_on_a_plateau():
     assert rates == expected
 
 
-def test_unit_length_divides_the_shared_part_by_its_norm():
+@pytest.mark.parametrize("call", ["ls", "graddrop", "ls(head_weights=weighted)"])
+def test_unit_length_divides_the_shared_part_by_its_norm(call):
     problem = load(Qm9Config(sizes=(8, 4, 4), batch_size=8))
     model, key = SHALLOW[11], jax.random.key(0)
     params = init_params(model, key, problem.train.inputs)
-    moments = []
+    shared, heads = [], []
     for unit_length in (False, True):
-        step, init = training("ls", 11, make_losses(model), 1e-3, unit_length)
+        losses_fn = make_losses(model)
+        step, init = training(call, 11, losses_fn, 1e-3, unit_length=unit_length)
         state, _ = step(init(params, {}, key), problem.train)
-        moments.append(optax.tree.get(state.opt_state, "mu"))
-    plain, unit = moments
-    norm = jnp.linalg.norm(plain["encoder"])
+        moments = optax.tree.get(state.opt_state, "mu")
+        heads.append(moments.pop("heads"))
+        shared.append(moments)
+    norm = optax.tree.norm(shared[0])
     assert abs(norm - 0.1) > 1e-3  # Adam's first average: a tenth of the gradient
-    chex.assert_trees_all_close(
-        unit["encoder"], plain["encoder"] / norm / 10, rtol=1e-5
-    )
-    chex.assert_trees_all_close(unit["heads"], plain["heads"], rtol=1e-6)
+    expected = jax.tree.map(lambda leaf: leaf / norm / 10, shared[0])
+    chex.assert_trees_all_close(shared[1], expected, rtol=1e-4)
+    chex.assert_trees_all_close(*heads, rtol=1e-6)
+
+
+def test_unit_length_is_for_methods_only(finished, tmp_path):
+    _, summary = finished
+    assert run_shallow(tmp_path, "--unit-length", "--methods", "ls") == 0
+    unit = json.loads((tmp_path / "summary.json").read_text())
+    for run, other in zip(summary["single_task"], unit["single_task"], strict=True):
+        assert run["test"] == other["test"]
+    assert unit["runs"][0]["method"] == summary["runs"][0]["method"] == "ls"
+    assert unit["runs"][0]["test"] != summary["runs"][0]["test"]
+    assert "--unit-length" in (tmp_path / "tables.md").read_text()
+
+
+def test_stops_after_epochs_without_improvement(tmp_path):
+    rate = ["--learning-rate", "1e-9", "--min-learning-rate", "1e-9"]
+    extra = ["--methods", "ls", "--seeds", "0", "--epochs", "9", "--stop-after", "2"]
+    assert run_shallow(tmp_path, *rate, *extra, "--baseline", "published") == 0
+    (run,) = json.loads((tmp_path / "summary.json").read_text())["runs"]
+    assert run["epochs"] == min(run["best_epoch"] + 2, 9) < 9
 
 
 def test_published_numbers_fit_together():

@@ -201,7 +201,12 @@ def from_examples(examples: Any) -> Molecules:
     """
     rows = [examples[k] for k in range(len(examples))]
     names = [_TFDS.get(name, name) for name in TARGETS]
-    wanted = ["charges", "positions", "SMILES", *names]
+    # Energies in float32 would be off by 0.4 meV, so the atomisation energies are taken.
+    stored = [
+        f"{name}_atomization" if name in ("U0", "U", "H", "G") else name
+        for name in names
+    ]
+    wanted = ["charges", "positions", "SMILES", *stored]
     missing = [name for name in wanted if rows and name not in rows[0]]
     if missing or not rows:
         raise ValueError(
@@ -211,12 +216,7 @@ def from_examples(examples: Any) -> Molecules:
     numbers = np.stack([row["charges"] for row in rows]).astype(np.uint8)
     positions = np.stack([row["positions"] for row in rows]).astype(np.float32)
     smiles = [_text(row["SMILES"]) for row in rows]
-    # Energies in float32 would be off by 0.4 meV, so the atomisation energies are taken.
-    stored = {
-        name: f"{name}_atomization" if name in ("U0", "U", "H", "G") else name
-        for name in names
-    }
-    columns = [np.array([row[stored[name]] for row in rows], float) for name in names]
+    columns = [np.array([row[name] for row in rows], float) for name in stored]
     targets = np.stack(columns, 1)
     in_mev = [unit == "meV" for unit in TARGETS.values()]
     targets[:, in_mev] *= MEV
