@@ -26,8 +26,9 @@ def imtl_g(num_tasks: int, *, descent: bool = False) -> Weighting:
             so that every loss falls; the paper and the released codes do not.
 
     Where weights of both signs nearly cancel in their sum, the update is very long. With
-    eleven tasks training failed, until ``optax.normalize_by_update_norm()`` stood between
-    method and Adam (QM9 in ``docs/results``).
+    eleven tasks training failed; with the update of the shared parameters divided by its
+    norm before Adam (``docs/guide.md``) it came level with equal weights (QM9 in
+    ``docs/results``).
 
     Returns:
         A weighting that needs the Gramian. The pseudo-inverse makes singular Gramians
