@@ -22,7 +22,14 @@ def measure(
     methods: tuple[str, ...],
     timing: dict[str, Any],
 ) -> dict[str, Any]:
-    """Milliseconds of a whole step by method and program."""
+    """Milliseconds of a whole step by method and program.
+
+    Args:
+        num_tasks: number of losses ``T``.
+        batch_size: images per step.
+        methods: call strings, timed beside plain steps on the summed loss.
+        timing: options of :func:`experiments.programs.timings`.
+    """
     programs: dict[tuple[str, str], Callable[[], Any]] = {
         ("plain", "mtl_jax"): _our_step(num_tasks, batch_size, None),
         ("plain", "torch"): torchjd_peer.plain_step(num_tasks, batch_size),

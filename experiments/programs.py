@@ -77,7 +77,10 @@ def interleaved(
 
 
 def milliseconds(kind: str, times: list[float]) -> dict[str, float]:
-    """The median, and the fastest call: on a busy machine only that compares."""
+    """``kind``: the median of ``times`` (seconds); ``kind_fastest``: the fastest call.
+
+    On a busy machine only the fastest calls compare.
+    """
     return {
         kind: records.rounded(1e3 * statistics.median(times)),
         f"{kind}_fastest": records.rounded(1e3 * min(times)),

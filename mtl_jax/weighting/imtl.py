@@ -19,16 +19,16 @@ def imtl_g(num_tasks: int, *, descent: bool = False) -> Weighting:
     :math:`w_t \propto q_t / d_t`: the direction ignores the gradients' scales. Weights may
     be negative.
 
+    Where weights of both signs nearly cancel in their sum, the update is very long. With
+    eleven tasks training failed; with the update of the shared parameters divided by its
+    norm before Adam (``docs/guide.md``) it came level with equal weights (QM9 in
+    ``docs/results``).
+
     Args:
         num_tasks: number of tasks ``T``.
         descent: Weights of both signs can have a negative sum; scaled to the sum 1 their
             update then makes every loss rise. ``True`` scales them to the sum -1 there,
             so that every loss falls; the paper and the released codes do not.
-
-    Where weights of both signs nearly cancel in their sum, the update is very long. With
-    eleven tasks training failed; with the update of the shared parameters divided by its
-    norm before Adam (``docs/guide.md``) it came level with equal weights (QM9 in
-    ``docs/results``).
 
     Returns:
         A weighting that needs the Gramian. The pseudo-inverse makes singular Gramians
